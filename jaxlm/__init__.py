@@ -1,0 +1,63 @@
+"""jaxlm: one functional decoder language model in JAX in which every published idea is one small file.
+
+Names are imported on first use, so ``import jaxlm`` is cheap and ``jaxlm.tokenize`` alone never loads jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Attention": "jaxlm.mixer.attention",
+    "Block": "jaxlm.model.spec",
+    "ConfigError": "jaxlm.core.errors",
+    "Group": "jaxlm.model.spec",
+    "LanguageModel": "jaxlm.model.language_model",
+    "ModelSpec": "jaxlm.model.spec",
+    "describe": "jaxlm.model.describe",
+    "draw_positions": "jaxlm.model.language_model",
+    "generate": "jaxlm.decode.generate",
+    "init": "jaxlm.model.language_model",
+    "init_state": "jaxlm.model.language_model",
+    "load_checkpoint": "jaxlm.train.load",
+    "unembed": "jaxlm.model.language_model",
+}
+
+__all__ = ["__version__", "list", *_NAMES]
+
+
+def list(slot: str) -> dict[str, str]:
+    """Every registered method of a slot (``"position"``, ``"mixer"``, ``"task"``, ...) with its paper."""
+    from jaxlm.core import registry
+
+    return registry.describe(slot)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module 'jaxlm' has no attribute {name!r}") from None
+
+
+def __dir__() -> Any:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from jaxlm.core.errors import ConfigError
+    from jaxlm.decode.generate import generate
+    from jaxlm.mixer.attention import Attention
+    from jaxlm.model.describe import describe
+    from jaxlm.model.language_model import LanguageModel, draw_positions, init, init_state, unembed
+    from jaxlm.model.spec import Block, Group, ModelSpec
+    from jaxlm.train.load import load_checkpoint

@@ -1,0 +1,3 @@
+"""Attention's parts as data: masks (which key a query sees). One file holds the mask algebra."""
+
+METHODS = {"causal": "mask:Causal", "bidirectional": "mask:Bidirectional", "window": "mask:Window", "both": "mask:Both"}

@@ -1,0 +1,157 @@
+"""Shapes, and the protocols through which rooms see each other.
+
+Glossary of the dimension letters that names carry (``x_BLD``, ``q_BLHK``, ``logits_BLV``):
+
+    B batch    L length (of queries)    T keys held (cache capacity or length of keys)    D model width
+    H query heads    G key/value heads    R = H / G queries per key/value head    K head width
+    F hidden width of an FFN    V vocabulary    N layers
+
+Positions, angles, softmax, recurrent states and losses are float32 or int32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from jaxlm.core.config import Spec
+
+Params = Mapping[str, Any]
+Specs = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """What a method may know of the model it sits in. ``heads`` and ``head_dim`` are set inside an attention mixer."""
+
+    width: int
+    layers: int = 1
+    heads: int = 1
+    head_dim: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a mixer is told beside its input.
+
+    Attributes:
+      positions: int32 [B or 1, L].
+      segment_ids: int32 [B, L], or None for one document per row. 0 marks padding: it is attended by nobody.
+      ordered: positions rise along the row within each segment, which lets causal paths skip what lies ahead.
+      train: dropout and other training-only behaviour on.
+      rng: a key when ``train`` needs one.
+      length: int32 scalar, the length that dynamic position scalings scale for; None for the longest position seen.
+      shared: parameters of model-wide methods by registered name (T5's bias table).
+    """
+
+    positions: jax.Array
+    segment_ids: jax.Array | None = None
+    ordered: bool = True
+    train: bool = False
+    rng: jax.Array | None = None
+    length: jax.Array | None = None
+    shared: Params = dataclasses.field(default_factory=dict)
+
+
+class Mask(Protocol):
+    """Which key a query may see, as data (`jaxlm.attention.mask`)."""
+
+    @property
+    def causal(self) -> bool:
+        """True if no key later than the query is ever visible."""
+        ...
+
+    def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        """Boolean visibility, broadcast over two int32 arrays of positions."""
+        ...
+
+
+class TileBias:
+    """An additive attention bias that is evaluated where it is needed.
+
+    Subclasses are frozen dataclasses registered as pytrees, holding whatever arrays they need (slopes, a table).
+    """
+
+    def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        """The bias of a tile: int32 [B, l] and [B, t] positions -> float32 [B, H, l, t] (B may be 1)."""
+        raise NotImplementedError
+
+
+class Mixer(Protocol):
+    """A sequence mixer: attention, a recurrence, a convolution. A frozen dataclass."""
+
+    paper: ClassVar[str]
+    causal: bool
+    streaming: bool
+
+    def params(self, dims: Dims) -> Specs: ...
+
+    def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any) -> Any:
+        """The explicit state of one layer, a pytree of fixed shapes."""
+        ...
+
+    def flops(self, dims: Dims, length: int) -> float:
+        """Forward FLOPs per token at ``length`` beyond the matmuls with the parameters."""
+        ...
+
+    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context, state: Any = None) -> tuple[jax.Array, Any]: ...
+
+
+class ModelFn(Protocol):
+    """A model as objectives see it: a pure function of parameters and tokens, and its vocabulary head."""
+
+    def __call__(self, params: Params, tokens: jax.Array, **options: Any) -> Any:
+        """The forward pass; ``jaxlm.model.decoder.forward`` has the options. Returns an object with ``hidden``."""
+        ...
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of hidden states [..., D]."""
+        ...
+
+
+class PositionEncoding(Spec):
+    """A position encoding: hooks on explicit integer positions, so packing, padding, edits and random positions need no
+    special case. The defaults do nothing; a method overrides what it needs.
+
+    ``scope`` says where parameters live: ``"layer"`` or ``"model"`` (once, under ``params["position"]``).
+    ``pre_rotate`` says that `rotate` of a key depends on its own position alone, so a cache may hold rotated keys.
+    """
+
+    paper: ClassVar[str] = ""
+    scope: ClassVar[str] = "layer"
+    pre_rotate: ClassVar[bool] = True
+
+    def params(self, dims: Dims) -> Specs:
+        """Parameter specs; usually none."""
+        return {}
+
+    def max_positions(self) -> int | None:
+        """Number of positions the encoding can represent; None if it has no bound."""
+        return None
+
+    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
+        """The positions [B, L] the model is to use in place of the plain ones; random encodings draw them here, once."""
+        return positions
+
+    def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:
+        """float32 [B, L, width] to add to the token embeddings."""
+        return None
+
+    def rotate(self, p: Params, x_BLHK: jax.Array, positions: jax.Array, length: jax.Array | None) -> jax.Array:
+        """Queries or keys turned by their positions [B or 1, L]; same shape and dtype."""
+        return x_BLHK
+
+    def views(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, length: jax.Array | None
+    ) -> list[tuple[jax.Array, jax.Array, Mask | None]]:
+        """One (q, k, region) per attention call whose results are merged; region None means everywhere."""
+        return [(self.rotate(p, q, pos_q, length), self.rotate(p, k, pos_k, length), None)]
+
+    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
+        """A bias added to the scaled logits."""
+        return None
+
+

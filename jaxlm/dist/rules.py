@@ -1,0 +1,71 @@
+"""Logical axis rules: which mesh axes a named dimension is split over.
+
+Parameters and activations name their dimensions ("embed", "heads", "mlp", "batch" ...); `RULES` says where each name goes.
+A dimension that its mesh axes do not divide stays whole, so any model runs on any mesh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.core.params import ParamSpec, map_specs
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+}
+
+_ACTIVE: contextvars.ContextVar[tuple[jax.sharding.Mesh, Rules] | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: jax.sharding.Mesh | None, rules: Rules = RULES) -> Iterator[None]:
+    """Within the block, `constrain` pins activations to ``mesh``; with None it does nothing."""
+    token = _ACTIVE.set(None if mesh is None else (mesh, rules))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def sharding(
+    mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = RULES
+) -> NamedSharding:
+    """The placement of an array whose dimensions are named ``axes``."""
+    parts: list[Any] = []
+    for name, size in zip(axes, shape, strict=True):
+        target = rules.get(name) if name is not None else None
+        names = (target,) if isinstance(target, str) else (target or ())
+        parts.append(target if names and size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def param_shardings(mesh: jax.sharding.Mesh, specs: Mapping[str, Any], rules: Rules = RULES) -> dict[str, Any]:
+    """A `NamedSharding` for every `ParamSpec` of a nested dict."""
+
+    def place(_: str, spec: ParamSpec) -> NamedSharding:
+        return sharding(mesh, spec.full_axes, spec.full_shape, rules)
+
+    return map_specs(place, specs)
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pins an activation to its place on the mesh in use; the identity without one."""
+    active = _ACTIVE.get()
+    if active is None:
+        return x
+    mesh, rules = active
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape, rules))

@@ -1,0 +1,3 @@
+"""Position-wise feed-forward layers."""
+
+METHODS = {"mlp": "mlp:Mlp", "glu": "glu:Glu"}

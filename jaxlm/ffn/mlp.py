@@ -1,0 +1,56 @@
+"""Two-layer perceptron: y = act(x W_in + b_in) W_out + b_out (Vaswani et al. 2017; squared ReLU: So et al. 2021, Primer)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from jaxlm.core.config import Spec, require
+from jaxlm.core.params import ParamSpec, zeros
+from jaxlm.core.types import Context, Dims, Params, Specs
+from jaxlm.ops.activation import activation
+from jaxlm.ops.dense import dense
+
+
+@dataclasses.dataclass(frozen=True)
+class Mlp(Spec):
+    """Perceptron with one hidden layer.
+
+    Attributes:
+      hidden: hidden width; 0 for ``expansion * width``.
+      expansion: hidden width as a multiple of the model's.
+      activation: a name of `jaxlm.ops.activation.ACTIVATIONS`.
+      bias: whether both layers have one.
+    """
+
+    paper: ClassVar[str] = "Vaswani et al. 2017, Attention Is All You Need"
+
+    hidden: int = 0
+    expansion: float = 4.0
+    activation: str = "gelu"
+    bias: bool = False
+
+    def check(self) -> None:
+        activation(self.activation)
+        require(self.hidden >= 0 and self.expansion > 0, "Mlp: expected hidden >= 0 and expansion > 0")
+
+    def params(self, dims: Dims) -> Specs:
+        hidden = self.hidden or round(self.expansion * dims.width)
+        specs = {
+            "in": ParamSpec((dims.width, hidden), ("embed", "mlp")),
+            "out": ParamSpec((hidden, dims.width), ("mlp", "embed")),
+        }
+        if self.bias:
+            specs["in_bias"] = ParamSpec((hidden,), ("mlp",), zeros, decay=False)
+            specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
+        return specs
+
+    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        hidden = dense(x_BLD, p["in"])
+        if self.bias:
+            hidden = hidden + p["in_bias"].astype(hidden.dtype)
+        out = dense(activation(self.activation)(hidden), p["out"])
+        return out + p["out_bias"].astype(out.dtype) if self.bias else out

@@ -1,0 +1,3 @@
+"""Sequence mixers, one file each, on the contract of `jaxlm.core.types.Mixer`."""
+
+METHODS = {"attention": "attention:Attention"}

@@ -1,0 +1,164 @@
+"""Softmax attention: multi-head, grouped-query (Ainslie et al. 2023) and multi-query (Shazeer 2019) in one file.
+
+Learned: the fused projection qkv (D, G, R + 2, K), R query heads beside the key and value of their group, so that
+sharding G moves no data; the output projection (G, R, K, D). Positions, mask, query/key norm and cache are slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm import dist
+from jaxlm.attention.mask import Both
+from jaxlm.cache.full import FullCache
+from jaxlm.core import registry
+from jaxlm.core.config import Spec, require, slot
+from jaxlm.core.errors import choose
+from jaxlm.core.params import ParamSpec, zeros
+from jaxlm.core.types import Context, Dims, Mask, Params, PositionEncoding, Specs
+from jaxlm.ops.attention import IMPLEMENTATIONS, attention, merge
+from jaxlm.ops.dense import dense
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Spec):
+    """Softmax attention.
+
+    Attributes:
+      heads: query heads H.
+      kv_heads: key/value heads G, a divisor of ``heads``; 0 for as many.
+      head_dim: head width K; 0 for ``width / heads``.
+      position: how tokens learn where they are.
+      mask: which keys a query sees.
+      scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1.
+      soft_cap: if positive, logits pass through ``cap * tanh(logits / cap)`` (Gemma 2).
+      qk_norm: normalisation of each head's queries and keys, or None.
+      qkv_bias, out_bias: learned offsets.
+      implementation: a back end of `jaxlm.ops.attention`, or ``"auto"``.
+    """
+
+    paper: ClassVar[str] = "Vaswani et al. 2017, Attention Is All You Need"
+    streaming: ClassVar[bool] = True
+
+    heads: int = 8
+    kv_heads: int = 0
+    head_dim: int = 0
+    position: PositionEncoding = slot("position", "rotary")
+    mask: Mask = slot("mask", "causal")
+    scale: float = 0.0
+    soft_cap: float = 0.0
+    qk_norm: Any = slot("norm", None, optional=True)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    implementation: str = "auto"
+
+    def check(self) -> None:
+        require(self.heads > 0 and self.kv_heads >= 0, f"Attention.heads: expected positive integers, got {self.heads} and {self.kv_heads}")
+        require(
+            self.heads % (self.kv_heads or self.heads) == 0,
+            f"Attention.kv_heads: expected a divisor of heads {self.heads}, got {self.kv_heads}",
+        )
+        require(self.soft_cap >= 0, f"Attention.soft_cap: expected a number >= 0, got {self.soft_cap}")
+        choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
+
+    @property
+    def causal(self) -> bool:
+        return self.mask.causal
+
+    def dims(self, dims: Dims) -> Dims:
+        """``dims`` with this layer's heads; raises `ConfigError` if the width cannot be divided."""
+        require(
+            self.head_dim or dims.width % self.heads == 0,
+            f"model width {dims.width} is not divisible by {self.heads} attention heads; set head_dim or another width",
+        )
+        return dataclasses.replace(dims, heads=self.heads, head_dim=self.head_dim or dims.width // self.heads)
+
+    def params(self, dims: Dims) -> Specs:
+        own = self.dims(dims)
+        groups, width = self.kv_heads or self.heads, own.head_dim
+        repeats = self.heads // groups
+        specs: Specs = {
+            "qkv": ParamSpec((dims.width, groups, repeats + 2, width), ("embed", "heads", None, None)),
+            "out": ParamSpec((groups, repeats, width, dims.width), ("heads", None, None, "embed"), fan_in=(0, 1, 2)),
+        }
+        if self.qkv_bias:
+            specs["qkv_bias"] = ParamSpec((groups, repeats + 2, width), ("heads", None, None), zeros, decay=False)
+        if self.out_bias:
+            specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
+        if self.qk_norm is not None:
+            specs["q_norm"], specs["k_norm"] = self.qk_norm.params(width), self.qk_norm.params(width)
+        if self.position.scope == "layer" and (inner := self.position.params(own)):
+            specs["position"] = inner
+        return specs
+
+    def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> FullCache:
+        """An empty cache of policy ``cache`` for ``max_length`` tokens."""
+        own = self.dims(dims)
+        return cache.init(
+            batch, max_length, self.kv_heads or self.heads, own.head_dim, dtype, pre_rotate=self.position.pre_rotate
+        )
+
+    def flops(self, dims: Dims, length: int) -> float:
+        """Scores and weighted sum over the keys a token sees: 4 H K per key, on average (L + 1) / 2 keys if causal."""
+        own = self.dims(dims)
+        keys = (length + 1) / 2 if self.causal else length
+        return 4.0 * own.heads * own.head_dim * min(keys, getattr(self.mask, "size", keys))
+
+    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context, state: FullCache | None = None) -> tuple[jax.Array, FullCache | None]:
+        """[B, L, D] -> [B, L, D]; with a state, the L tokens continue what the cache holds.
+
+        The same call serves the full pass, a prefill in pieces and single steps. Rows whose cache has overflowed read NaN.
+        """
+        q, k, v = self._project(p, x_BLD)
+        where = ctx.shared[registry.name_of("position", self.position)] if self.position.scope == "model" else p.get("position", {})
+        pos_q = pos_k = ctx.positions
+        segments = None if ctx.segment_ids is None else (ctx.segment_ids, ctx.segment_ids)
+        if state is not None:
+            shape = x_BLD.shape[:2]
+            seg_q = jnp.ones(shape, jnp.int32) if ctx.segment_ids is None else ctx.segment_ids
+            new = self.position.rotate(where, k, pos_q, ctx.length) if state.rotated else k
+            state = state.append(new, v, jnp.broadcast_to(pos_q, shape), seg_q)
+            k, v, pos_k, seg_k = state.view()
+            segments = (seg_q, seg_k)
+        if state is not None and state.rotated:
+            views = [(self.position.rotate(where, q, pos_q, ctx.length), k, None)]
+        else:
+            views = self.position.views(where, q, k, pos_q, pos_k, ctx.length)
+        out = lse = None
+        for view_q, view_k, region in views:
+            o, e = attention(
+                view_q,
+                view_k,
+                v,
+                mask=self.mask if region is None else Both(self.mask, region),
+                positions=(pos_q, pos_k),
+                segment_ids=segments,
+                bias=self.position.bias(where, view_q, view_k, pos_q, pos_k),
+                scale=self.scale or None,
+                soft_cap=self.soft_cap,
+                ordered=state is None and ctx.ordered,
+                implementation=None if self.implementation == "auto" else self.implementation,
+                return_lse=True,
+            )
+            out, lse = (o, e) if out is None else merge(out, lse, o, e)
+        if state is not None:
+            out = jnp.where(state.overflowed[:, None, None, None], jnp.nan, out)
+        y = dense(out.reshape(*out.shape[:2], *p["out"].shape[:3]), p["out"], inputs=3)
+        if self.out_bias:
+            y = y + p["out_bias"].astype(y.dtype)
+        return y, state
+
+    def _project(self, p: Params, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q [B, L, H, K], k and v [B, L, G, K], normalised but not yet rotated."""
+        qkv = dense(x, p["qkv"])
+        if self.qkv_bias:
+            qkv = qkv + p["qkv_bias"].astype(qkv.dtype)
+        qkv = dist.constrain(qkv, ("batch", None, "heads", None, None))
+        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(p["q_norm"], q), self.qk_norm(p["k_norm"], k)
+        return q.reshape(*q.shape[:2], self.heads, q.shape[-1]), k, v

@@ -1,0 +1,1 @@
+"""The decoder language model: specification, pure forward pass, Linen shell, description."""

@@ -1,0 +1,358 @@
+"""The decoder as pure functions of (spec, params, tokens): parameter specs, block, layers, forward pass.
+
+Parameters are a nested dict:
+
+    embed/table [V, D]    position/<name>/...    group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
+    final_norm/...        head/kernel [D, V]
+
+A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
+form in which a decode loop wants them; every function here takes either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm import dist
+from jaxlm.core import registry
+from jaxlm.core.config import require
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked
+from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
+from jaxlm.model.positions import plain_positions
+from jaxlm.model.spec import Block, ModelSpec
+
+POLICIES: dict[str, Any] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+      hidden: [B, L, D], after the final norm, in the model's dtype.
+      logits: float32 [B, L, V], or None if not asked for.
+      state: the state after these tokens, or None if none was given.
+    """
+
+    hidden: jax.Array
+    logits: jax.Array | None = None
+    state: Any = None
+
+
+def dims_of(spec: ModelSpec) -> Dims:
+    return Dims(width=spec.width, layers=spec.depth)
+
+
+def position_encodings(spec: ModelSpec) -> dict[str, tuple[PositionEncoding, Dims]]:
+    """The model's distinct position encodings by registered name, each with the dims of the layer it first appears in.
+
+    Raises `ConfigError` if two layers use model-wide encodings of one name that differ.
+    """
+    found: dict[str, tuple[PositionEncoding, Dims]] = {}
+    for group in spec.layers:
+        for block in group.pattern:
+            encoding = getattr(block.mixer, "position", None)
+            if encoding is None:
+                continue
+            name, dims = registry.name_of("position", encoding), block.mixer.dims(dims_of(spec))
+            if name in found and encoding.scope == "model" and found[name] != (encoding, dims):
+                raise ConfigError(f"position {name!r} lives once in the model but two layers configure it differently")
+            found.setdefault(name, (encoding, dims))
+    return found
+
+
+def max_positions(spec: ModelSpec) -> int | None:
+    """The longest row the model's position encodings can represent, or None."""
+    limits = [limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None]
+    return min(limits, default=None)
+
+
+def param_specs(spec: ModelSpec) -> Specs:
+    """Every parameter of the model. Raises `ConfigError` for widths that do not divide and the like."""
+    dims = dims_of(spec)
+    specs: Specs = {
+        "embed": {"table": ParamSpec((spec.vocab_size, spec.width), ("vocab", "embed"), Normal(spec.width**-0.5), (1,))}
+    }
+    shared = {name: e.params(d) for name, (e, d) in position_encodings(spec).items() if e.scope == "model"}
+    if shared := {name: s for name, s in shared.items() if s}:
+        specs["position"] = shared
+    for i, group in enumerate(spec.layers):
+        blocks = {f"block_{j}": _block_specs(block, dims) for j, block in enumerate(group.pattern)}
+        specs[f"group_{i}"] = stacked(blocks, group.repeats)
+    if spec.norm is not None:
+        specs["final_norm"] = spec.norm.params(spec.width)
+    if not spec.tied_head:
+        specs["head"] = {"kernel": ParamSpec((spec.width, spec.vocab_size), ("embed", "vocab"), FanIn())}
+    return specs
+
+
+def _block_specs(block: Block, dims: Dims) -> Specs:
+    specs: Specs = {"mixer": block.mixer.params(dims)}
+    if block.ffn is not None:
+        specs["ffn"] = block.ffn.params(dims)
+    for part in list(specs):
+        if block.placement != "output" and not (part == "ffn" and block.residual == "parallel_shared"):
+            specs[f"{part}_norm"] = block.norm.params(dims.width)
+        if block.placement in ("sandwich", "output"):
+            specs[f"{part}_out_norm"] = block.norm.params(dims.width)
+    return specs
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, train: bool) -> jax.Array:
+    """Inverted dropout; the identity outside training. Raises `ConfigError` if training has no key."""
+    if not train or rate == 0:
+        return x
+    if key is None:
+        raise ConfigError("dropout needs a key in training: pass rngs={'dropout': key}")
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def apply_block(
+    block: Block, p: Params, x: jax.Array, ctx: Context, state: Any, *, rate: float, multiplier: float
+) -> tuple[jax.Array, Any]:
+    """One block on x [B, L, D]; returns x and the mixer's new state."""
+    new_state = state
+
+    def run(part: str, inputs: jax.Array) -> jax.Array:
+        nonlocal new_state
+        if part == "mixer":
+            out, new_state = block.mixer(p["mixer"], inputs, ctx, state)
+        else:
+            out = block.ffn(p["ffn"], inputs, ctx)
+        if block.placement in ("sandwich", "output"):
+            out = block.norm(p[f"{part}_out_norm"], out)
+        key = None if ctx.rng is None else jax.random.fold_in(ctx.rng, part == "ffn")
+        out = dropout(out, rate, key, ctx.train)
+        return out if multiplier == 1 else out * multiplier
+
+    if block.residual != "serial":
+        inputs = block.norm(p["mixer_norm"], x)
+        shared = block.residual == "parallel_shared"
+        x = x + run("mixer", inputs) + run("ffn", inputs if shared else block.norm(p["ffn_norm"], x))
+    else:
+        for part in ("mixer", "ffn") if block.ffn is not None else ("mixer",):
+            if block.placement == "post":
+                x = block.norm(p[f"{part}_norm"], x + run(part, x))
+            else:
+                x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
+    return dist.constrain(x, ("batch", None, None)), new_state
+
+
+def unstack(params: Params) -> dict[str, Any]:
+    """The same parameters with each group a list over its repeats, for loops that run layers unrolled."""
+    return {name: _layers(value) if name.startswith("group_") else value for name, value in params.items()}
+
+
+def _layers(group: Any) -> list[Any]:
+    if isinstance(group, (list, tuple)):
+        return list(group)
+    count = jax.tree.leaves(group)[0].shape[0]
+    return [jax.tree.map(lambda a, i=i: a[i], group) for i in range(count)]
+
+
+def _walk(spec: ModelSpec, params: Params) -> Iterator[tuple[Block, Params]]:
+    """Every block of the model in order with its own parameters, per-layer fields set."""
+    for i, group in enumerate(spec.layers):
+        for r, layer in enumerate(_layers(params[f"group_{i}"])):
+            blocks = group.blocks({path: values[r] for path, values in group.per_layer})
+            for j, block in enumerate(blocks):
+                yield block, layer[f"block_{j}"]
+
+
+def apply_layers(
+    spec: ModelSpec,
+    params: Params,
+    x: jax.Array,
+    ctx: Context,
+    state: tuple[Any, ...] | None = None,
+    *,
+    layers: tuple[int, int] | None = None,
+) -> tuple[jax.Array, tuple[Any, ...] | None]:
+    """The blocks of the model, or those from ``layers[0]`` up to ``layers[1]``, on x [B, L, D].
+
+    Stacked groups are scanned when there is no state and no range; otherwise layers run unrolled. ``state`` holds one
+    entry per block of the whole model, and is returned in the same form.
+    """
+    run = functools.partial(apply_block, rate=spec.dropout, multiplier=spec.residual_multiplier)
+    plain = all(not isinstance(params[f"group_{i}"], (list, tuple)) for i in range(len(spec.layers)))
+    if state is None and layers is None and plain:
+        return _scan_layers(spec, params, x, ctx, run), None
+    start, stop = layers or (0, spec.depth)
+    require(0 <= start <= stop <= spec.depth, f"layers {layers}: expected a range within 0..{spec.depth}")
+    entries = list(state) if state is not None else None
+    for n, (block, p) in enumerate(_walk(spec, params)):
+        if start <= n < stop:
+            entry = None if entries is None else entries[n]
+            x, entry = run(block, p, x, _for_layer(ctx, n), entry)
+            if entries is not None:
+                entries[n] = entry
+    return x, None if entries is None else tuple(entries)
+
+
+def _for_layer(ctx: Context, index: int | jax.Array) -> Context:
+    return ctx if ctx.rng is None else dataclasses.replace(ctx, rng=jax.random.fold_in(ctx.rng, index))
+
+
+def _scan_layers(spec: ModelSpec, params: Params, x: jax.Array, ctx: Context, run: Callable[..., Any]) -> jax.Array:
+    first = 0
+    for i, group in enumerate(spec.layers):
+        numbers = {path: jnp.asarray(values) for path, values in group.per_layer}
+
+        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, None]:
+            p, values, r = layer
+            for j, block in enumerate(group.blocks(values)):
+                x, _ = run(block, p[f"block_{j}"], x, _for_layer(ctx, first + r * len(group.pattern) + j), None)
+            return x, None
+
+        if spec.remat != "none":
+            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[spec.remat])
+        x, _ = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
+        first += group.repeats * len(group.pattern)
+    return x
+
+
+def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of hidden states [..., D]."""
+    kernel = params["embed"]["table"].T if spec.tied_head else params["head"]["kernel"]
+    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if spec.logit_multiplier != 1:
+        logits = logits * spec.logit_multiplier
+    if spec.logit_soft_cap:
+        logits = spec.logit_soft_cap * jnp.tanh(logits / spec.logit_soft_cap)
+    return logits
+
+
+def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict[str, Any]:
+    """An empty state: one entry per block, and each row's next position and last segment.
+
+    Raises `ConfigError` if ``max_length`` is beyond what a position encoding can represent.
+    """
+    _check_length(spec, max_length)
+    dims, dtype = dims_of(spec), jnp.dtype(spec.dtype)
+    blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
+    return {
+        "layers": tuple(block.mixer.init_state(dims, batch, max_length, dtype, cache) for block in blocks),
+        "position": jnp.zeros((batch,), jnp.int32),
+        "segment": jnp.zeros((batch,), jnp.int32),
+    }
+
+
+def _check_length(spec: ModelSpec, length: int) -> None:
+    limit = max_positions(spec)
+    if limit is not None and length > limit:
+        raise ConfigError(f"length {length} is beyond the {limit} positions that the model's position encoding can represent")
+
+
+def forward(
+    spec: ModelSpec,
+    params: Params,
+    tokens: jax.Array | None = None,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    state: Any = None,
+    inputs_embeds: jax.Array | None = None,
+    train: bool = False,
+    rng: jax.Array | None = None,
+    length: jax.Array | int | None = None,
+    ordered: bool | None = None,
+    logits: bool = True,
+) -> Output:
+    """The whole model.
+
+    Args:
+      spec, params: the model; ``params`` stacked or unstacked.
+      tokens: int32 [B, L]; ids outside the vocabulary read NaN.
+      positions: int32 [L] or [B, L]; None counts the real tokens of each segment from 0, continuing the state's count.
+      segment_ids: int32 [B, L], 0 for padding; None for one document per row.
+      state: of `init_state`; the tokens then continue what it holds, whatever their number.
+      inputs_embeds: [B, L, D] in place of embedded tokens (already scaled).
+      train: dropout on; ``rng`` then feeds it.
+      length: what dynamic position scalings scale for; None for the current length.
+      ordered: a promise that explicit positions rise along each segment (then the future is skipped, not masked).
+      logits: whether to compute them; `unembed` makes them from ``hidden`` in pieces.
+
+    Raises:
+      ConfigError: neither or both of tokens and inputs_embeds, or a length no position encoding can represent.
+    """
+    if (tokens is None) == (inputs_embeds is None):
+        raise ConfigError("give either tokens or inputs_embeds")
+    inputs = tokens if tokens is not None else inputs_embeds
+    assert inputs is not None
+    batch, size = inputs.shape[:2]
+    if ordered is None:
+        ordered = positions is None
+    if positions is None:
+        positions = plain_positions(batch, size, segment_ids, state)
+        if state is None:
+            _check_length(spec, size)
+    else:
+        positions = positions[None] if positions.ndim == 1 else positions
+        if not isinstance(positions, jax.core.Tracer):
+            _check_length(spec, int(positions.max()) + 1)
+    dtype = jnp.dtype(spec.dtype)
+    if inputs_embeds is None:
+        x = params["embed"]["table"].at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+        x = x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
+    else:
+        x = inputs_embeds.astype(dtype)
+    shared = {}
+    for name, (encoding, _) in position_encodings(spec).items():
+        if encoding.scope == "model":
+            shared[name] = params.get("position", {}).get(name, {})
+            added = encoding.embed(shared[name], positions, spec.width)
+            x = x if added is None else x + added.astype(dtype)
+    x = dropout(x, spec.dropout, rng, train)
+    x = dist.constrain(x, ("batch", None, None))
+    ctx = Context(
+        positions=positions,
+        segment_ids=segment_ids,
+        ordered=ordered,
+        train=train,
+        rng=rng,
+        length=None if length is None else jnp.asarray(length, jnp.int32),
+        shared=shared,
+    )
+    x, entries = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
+    if spec.norm is not None:
+        x = spec.norm(params["final_norm"], x)
+    if state is not None:
+        state = {"layers": entries, **_advance(state, positions, segment_ids, batch, size)}
+    return Output(hidden=x, logits=unembed(spec, params, x) if logits else None, state=state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """`forward` and `unembed` of one spec: the model as objectives and decoders take it."""
+
+    spec: ModelSpec
+
+    def __call__(self, params: Params, tokens: jax.Array | None = None, **options: Any) -> Output:
+        return forward(self.spec, params, tokens, **options)
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        return unembed(self.spec, params, hidden)
+
+
+def _advance(state: Any, positions: jax.Array, segment_ids: jax.Array | None, batch: int, size: int) -> dict[str, jax.Array]:
+    """Each row's next position and last segment after these tokens, padding left out."""
+    positions = jnp.broadcast_to(positions, (batch, size))
+    segments = jnp.ones((batch, size), jnp.int32) if segment_ids is None else segment_ids
+    last = jnp.where(segments != 0, jnp.arange(size), -1).max(1)
+    rows = jnp.arange(batch)
+    return {
+        "position": jnp.where(last >= 0, positions[rows, last] + 1, state["position"]),
+        "segment": jnp.where(last >= 0, segments[rows, last], state["segment"]),
+    }

@@ -1,0 +1,53 @@
+"""A model in words and numbers: parameters, shapes, axes, FLOPs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jaxlm.core.params import count, flatten
+from jaxlm.model import decoder
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.spec import ModelSpec
+
+
+def parameter_count(model: LanguageModel) -> int:
+    """Number of trained numbers, shared ones counted once."""
+    return count(decoder.param_specs(model.spec))
+
+
+def forward_flops(spec: ModelSpec, length: int) -> float:
+    """FLOPs per token of a forward pass at ``length``: 2 per weight of each matmul, plus what mixers say of themselves.
+
+    The embedding look-up, norms and activations are left out, as is usual. A training step costs three times as much
+    (forward once, backward twice), recomputation not counted.
+    """
+    specs = decoder.param_specs(spec)
+    matmuls = sum(
+        math.prod(leaf.full_shape) for path, leaf in flatten(specs) if leaf.decay and not path.startswith(("embed/", "position/"))
+    )
+    head = spec.vocab_size * spec.width if spec.tied_head else 0
+    dims = decoder.dims_of(spec)
+    mixing = sum(
+        block.mixer.flops(dims, length)
+        for group in spec.layers
+        for r in range(group.repeats)
+        for block in group.blocks({path: values[r] for path, values in group.per_layer})
+    )
+    return 2.0 * (matmuls + head) + mixing
+
+
+def describe(model: LanguageModel, length: int = 1024) -> str:
+    """A table of every parameter with its shape, logical axes and size, then totals and FLOPs per token at ``length``."""
+    rows: list[tuple[Any, ...]] = [("parameter", "shape", "axes", "size")]
+    for path, spec in flatten(decoder.param_specs(model.spec)):
+        axes = ", ".join(name or "-" for name in spec.full_axes)
+        rows.append((path, " x ".join(map(str, spec.full_shape)), axes, f"{math.prod(spec.full_shape):,}"))
+    widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
+    lines = [
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
+    ]
+    flops = forward_flops(model.spec, length)
+    lines.append(f"parameters: {parameter_count(model):,}   blocks: {model.spec.depth}   dtype: {model.spec.dtype}")
+    lines.append(f"FLOPs per token at length {length:,}: {flops:,.0f} forward, {3 * flops:,.0f} in a training step")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""The Linen shell around the pure decoder, and the functions users call on it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxlm import dist
+from jaxlm.core import config, params as parameters
+from jaxlm.core.types import Params
+from jaxlm.model import decoder
+from jaxlm.model.decoder import Output
+from jaxlm.model.spec import ModelSpec
+
+
+class LanguageModel(nn.Module):
+    """A decoder language model as a Flax Linen module; `jaxlm.model.decoder.forward` holds the arguments' meaning.
+
+        model = jaxlm.LanguageModel(spec)
+        params = jaxlm.init(model, jax.random.key(0))
+        out = model.apply({"params": params}, tokens)
+
+    With ``train=True`` and dropout, pass ``rngs={"dropout": key}``.
+    """
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        state: Any = None,
+        *,
+        inputs_embeds: jax.Array | None = None,
+        train: bool = False,
+        length: jax.Array | int | None = None,
+        ordered: bool | None = None,
+        logits: bool = True,
+    ) -> Output:
+        params = {
+            name: self.param(name, functools.partial(_initialize_one, name, specs))
+            for name, specs in decoder.param_specs(self.spec).items()
+        }
+        return decoder.forward(
+            self.spec,
+            params,
+            tokens,
+            positions=positions,
+            segment_ids=segment_ids,
+            state=state,
+            inputs_embeds=inputs_embeds,
+            train=train,
+            rng=self.make_rng("dropout") if train and self.has_rng("dropout") else None,
+            length=length,
+            ordered=ordered,
+            logits=logits,
+        )
+
+
+def _initialize_one(name: str, specs: Any, key: jax.Array) -> Any:
+    return parameters.initialize({name: specs}, key)[name]
+
+
+def init(model: LanguageModel, key: jax.Array, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+    """Initial parameters, a nested dict of float32 arrays; placed by the axis rules when a mesh is given.
+
+    The values depend on the key and each parameter's path alone, not on the mesh.
+    """
+    specs = decoder.param_specs(model.spec)
+    places = None if mesh is None else dist.param_shardings(mesh, specs)
+    return jax.jit(functools.partial(parameters.initialize, specs), out_shardings=places)(key)
+
+
+def init_state(model: LanguageModel, batch: int, max_length: int, cache: Any = "full") -> Any:
+    """Empty caches and recurrent states for ``batch`` rows of up to ``max_length`` tokens, padding included.
+
+    ``cache`` is a registered cache policy (name or object). Raises `ConfigError` beyond a position encoding's table.
+    """
+    return decoder.init_state(model.spec, batch, max_length, config.make("cache", cache))
+
+
+def unembed(model: LanguageModel, params: Params, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of ``out.hidden`` [..., D] or any piece of it."""
+    return decoder.unembed(model.spec, params, hidden)
+
+
+def draw_positions(model: LanguageModel, key: jax.Array, positions: jax.Array) -> jax.Array | None:
+    """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none.
+
+    Draw once per batch of rows, for their full length, and pass the result to every call on those rows.
+    """
+    for encoding, _ in decoder.position_encodings(model.spec).values():
+        drawn = encoding.draw(key, positions)
+        if drawn is not positions:
+            return drawn
+    return None

@@ -1,0 +1,149 @@
+"""What a model is: blocks, groups of blocks that are scanned, and the few numbers around them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from jaxlm.core import config
+from jaxlm.core.config import Spec, require, slot
+from jaxlm.core.errors import ConfigError, choose
+from jaxlm.core.types import Mixer
+
+VERSION = 1
+
+REMAT = ("none", "full", "dots", "dots_no_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Spec):
+    """One layer: a sequence mixer and a feed-forward, each with its norms and residual.
+
+    Attributes:
+      mixer: how tokens exchange information.
+      ffn: what happens to each token; None for none (Mamba).
+      norm: the kind of normalisation.
+      placement: ``"pre"`` x + f(norm(x)); ``"post"`` norm(x + f(x)) (the original transformer, BERT); ``"sandwich"``
+        x + norm(f(norm(x))) (Gemma 2); ``"output"`` x + norm(f(x)) (OLMo 2).
+      residual: ``"serial"``; ``"parallel"`` x + mixer(norm1(x)) + ffn(norm2(x)) (GPT-NeoX); ``"parallel_shared"`` with
+        one norm for both (GPT-J, PaLM). The parallel forms need placement ``"pre"``.
+    """
+
+    mixer: Mixer = slot("mixer", "attention")
+    ffn: Any = slot("ffn", "mlp", optional=True)
+    norm: Any = slot("norm", "rms")
+    placement: str = "pre"
+    residual: str = "serial"
+
+    def check(self) -> None:
+        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output"))
+        choose("Block.residual", self.residual, ("serial", "parallel", "parallel_shared"))
+        require(
+            self.residual == "serial" or (self.placement == "pre" and self.ffn is not None),
+            f"Block.residual {self.residual!r} needs placement 'pre' and an ffn",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Spec):
+    """A pattern of blocks repeated; the repeats are scanned, so compile time does not grow with depth.
+
+    Attributes:
+      pattern: the blocks of one repeat.
+      repeats: how often.
+      per_layer: numbers that differ between repeats: ``(("0.mixer.position.base", (1e4, 1e6)), ...)``, where the path
+        starts with the block's index in the pattern and there is one number per repeat.
+    """
+
+    pattern: tuple[Block, ...] = (Block(),)
+    repeats: int = 1
+    per_layer: tuple[tuple[str, tuple[int | float, ...]], ...] = ()
+
+    def check(self) -> None:
+        require(self.pattern, "Group.pattern: expected at least one block")
+        require(self.repeats > 0, f"Group.repeats: expected a positive integer, got {self.repeats}")
+        for path, values in self.per_layer:
+            head, _, rest = path.partition(".")
+            require(
+                head.isdigit() and int(head) < len(self.pattern) and rest,
+                f"Group.per_layer: {path!r} must start with a block index below {len(self.pattern)} and name a field",
+            )
+            require(
+                len(values) == self.repeats,
+                f"Group.per_layer: {path!r} has {len(values)} values for {self.repeats} repeats",
+            )
+            for value in values:  # each must be a value the field accepts
+                config.replace_at(self.pattern[int(head)], rest, value)
+
+    def blocks(self, values: dict[str, Any]) -> tuple[Block, ...]:
+        """The pattern with per-layer fields set; ``values`` maps each path of ``per_layer`` to one number, maybe traced."""
+        blocks = list(self.pattern)
+        for path, value in values.items():
+            head, _, rest = path.partition(".")
+            blocks[int(head)] = config.replace_at(blocks[int(head)], rest, value)
+        return tuple(blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec(Spec):
+    """A decoder language model.
+
+    Attributes:
+      vocab_size: number of token ids.
+      width: of the residual stream.
+      layers: groups of blocks, first to last.
+      norm: the final norm, or None.
+      tied_head: the output projection is the transposed embedding.
+      dtype: of activations and matmuls, ``"float32"`` or ``"bfloat16"``. Parameters, positions, softmax, norms' sums,
+        logits and losses are float32 always.
+      dropout: rate on the embeddings and on what each mixer and ffn adds.
+      embed_multiplier: factor of token embeddings (Gemma: sqrt(width)).
+      residual_multiplier: factor of what each mixer and ffn adds (Granite).
+      logit_multiplier: factor of the logits.
+      logit_soft_cap: if positive, logits pass through ``cap * tanh(logits / cap)``.
+      remat: what the backward pass keeps of a scanned repeat: ``"none"`` (all of it), ``"full"`` (only its input),
+        ``"dots"`` (matmul results), ``"dots_no_batch"`` (results of matmuls with weights).
+    """
+
+    vocab_size: int = 256
+    width: int = 128
+    layers: tuple[Group, ...] = (Group(),)
+    norm: Any = slot("norm", "rms", optional=True)
+    tied_head: bool = False
+    dtype: str = "float32"
+    dropout: float = 0.0
+    embed_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_soft_cap: float = 0.0
+    remat: str = "full"
+
+    def check(self) -> None:
+        require(self.vocab_size > 0 and self.width > 0, "ModelSpec: expected positive vocab_size and width")
+        require(self.layers, "ModelSpec.layers: expected at least one Group")
+        choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16"))
+        choose("ModelSpec.remat", self.remat, REMAT)
+        require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")
+        require(self.logit_soft_cap >= 0, f"ModelSpec.logit_soft_cap: expected a number >= 0, got {self.logit_soft_cap}")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks in all."""
+        return sum(len(group.pattern) * group.repeats for group in self.layers)
+
+    def to_json(self) -> str:
+        """The specification as JSON text, with its version."""
+        return json.dumps({"version": VERSION, "model": config.to_dict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """The inverse of `to_json`. Raises `ConfigError` for another version or any field that does not fit."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"model specification is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            found = data.get("version") if isinstance(data, dict) else None
+            raise ConfigError(f"model specification has version {found!r}; this jaxlm reads version {VERSION}")
+        return config.from_dict(cls, data.get("model"))

@@ -1,0 +1,3 @@
+"""Training objectives, one file each. The contract is `jaxlm.objective.next_token.NextToken`'s two methods."""
+
+METHODS = {"next_token": "next_token:NextToken"}

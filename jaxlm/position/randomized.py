@@ -1,0 +1,84 @@
+"""Randomized positions: train on a random increasing subset of 0..max_position-1 in place of 0..L-1.
+
+Every position up to ``max_position`` is then seen in training, whatever the training length, and only the order of
+positions carries meaning. Wraps any encoding. Learned: what the inner one learns. Claimed: large gains in length
+generalization (Ruoss et al. 2023; as there, positions are drawn at test time too). Shown by:
+experiments.length_generalization.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core.config import require, slot
+from jaxlm.core.types import Dims, Mask, Params, PositionEncoding, Specs, TileBias
+
+
+@dataclasses.dataclass(frozen=True)
+class Randomized(PositionEncoding):
+    """A wrapper that draws positions for another encoding.
+
+    Attributes:
+      inner: the encoding that receives the drawn positions.
+      max_position: positions are drawn from 0..max_position-1; no row may be longer.
+    """
+
+    paper: ClassVar[str] = "Ruoss et al. 2023, Randomized Positional Encodings Boost Length Generalization"
+
+    inner: PositionEncoding = slot("position", "rotary")
+    max_position: int = 2048
+
+    def check(self) -> None:
+        limit = self.inner.max_positions()
+        require(self.max_position > 0, f"Randomized.max_position: expected a positive integer, got {self.max_position}")
+        require(
+            limit is None or self.max_position <= limit,
+            f"Randomized.max_position {self.max_position} is beyond the inner table of {limit}",
+        )
+
+    @property
+    def scope(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.scope
+
+    @property
+    def pre_rotate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.pre_rotate
+
+    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
+        """For each row with n = max(position) + 1, a sorted uniform n-subset of 0..max_position-1, indexed by the positions.
+
+        Segments of a packed row share the row's draw. Row b draws from ``fold_in(key, b)``.
+        """
+
+        def row(key: jax.Array, plain: jax.Array) -> jax.Array:
+            order = jnp.argsort(jax.random.uniform(key, (self.max_position,)))
+            kept = jnp.arange(self.max_position) <= plain.max()
+            chosen = jnp.sort(jnp.where(kept, order, self.max_position))
+            return chosen.at[plain].get(mode="fill", fill_value=-1).astype(jnp.int32)
+
+        keys = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(positions.shape[0]))
+        return jax.vmap(row)(keys, positions)
+
+    def max_positions(self) -> int:
+        return self.max_position
+
+    def params(self, dims: Dims) -> Specs:
+        return self.inner.params(dims)
+
+    def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:
+        return self.inner.embed(p, positions, width)
+
+    def rotate(self, p: Params, x_BLHK: jax.Array, positions: jax.Array, length: jax.Array | None) -> jax.Array:
+        return self.inner.rotate(p, x_BLHK, positions, length)
+
+    def views(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, length: jax.Array | None
+    ) -> list[tuple[jax.Array, jax.Array, Mask | None]]:
+        return self.inner.views(p, q, k, pos_q, pos_k, length)
+
+    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
+        return self.inner.bias(p, q, k, pos_q, pos_k)

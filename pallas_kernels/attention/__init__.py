@@ -1,0 +1,1 @@
+"""Attention back ends. All share one signature (see `reference.attention`)."""
