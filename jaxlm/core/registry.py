@@ -21,6 +21,7 @@ ROOMS = {
     "cache": "jaxlm.cache",
     "objective": "jaxlm.objective",
     "task": "jaxlm.data.tasks",
+    "tokenizer": "jaxlm.tokenize",
 }
 
 _EXTRA: dict[tuple[str, str], type] = {}

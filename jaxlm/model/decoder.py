@@ -333,6 +333,15 @@ def forward(
     return Output(hidden=x, logits=unembed(spec, params, x) if logits else None, state=state)
 
 
+def draw_positions(spec: ModelSpec, key: jax.Array, positions: jax.Array) -> jax.Array | None:
+    """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none."""
+    for encoding, _ in position_encodings(spec).values():
+        drawn = encoding.draw(key, positions)
+        if drawn is not positions:
+            return drawn
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """`forward` and `unembed` of one spec: the model as objectives and decoders take it."""
@@ -344,6 +353,9 @@ class Decoder:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         return unembed(self.spec, params, hidden)
+
+    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array | None:
+        return draw_positions(self.spec, key, positions)
 
 
 def _advance(state: Any, positions: jax.Array, segment_ids: jax.Array | None, batch: int, size: int) -> dict[str, jax.Array]:

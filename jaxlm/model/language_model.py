@@ -94,8 +94,4 @@ def draw_positions(model: LanguageModel, key: jax.Array, positions: jax.Array) -
 
     Draw once per batch of rows, for their full length, and pass the result to every call on those rows.
     """
-    for encoding, _ in decoder.position_encodings(model.spec).values():
-        drawn = encoding.draw(key, positions)
-        if drawn is not positions:
-            return drawn
-    return None
+    return decoder.draw_positions(model.spec, key, positions)

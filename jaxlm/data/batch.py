@@ -1,0 +1,52 @@
+"""Examples as a batch: the one dict of arrays that every loader, objective and trainer of the library speaks.
+
+The entries, for B rows of L places:
+
+    tokens       int32   [B, L]  the model's inputs
+    targets      int32   [B, L]  the next token at each place
+    weights      float32 [B, L]  1 where the target counts in the loss, 0 elsewhere
+    segment_ids  int32   [B, L]  1, 2, ... for the documents of a row, 0 on padding
+    positions    int32   [B, L]  0, 1, ... within each document
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxlm.core.errors import ConfigError
+from jaxlm.data.tasks.base import PAD, Example
+
+
+def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
+    """One example a row, padded on the right; only target tokens (``<eos>`` among them) have weight.
+
+    An example of T tokens takes T - 1 places (the last token is only ever predicted), so ``tokens_bound(n) - 1`` always
+    fits. Positions run on over the padding, which no real token attends to.
+
+    Returns:
+      the batch (see the module's docstring), B = ``len(examples)``, L = ``length``.
+
+    Raises:
+      ConfigError: an example needs more than ``length`` places.
+    """
+    shape = (len(examples), length)
+    tokens, targets = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
+    weights, segment_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    for row, example in enumerate(examples):
+        used = len(example.tokens) - 1
+        if used > length:
+            raise ConfigError(f"pad_batch: example {row} needs {used} places, got length {length}; try tokens_bound")
+        tokens[row, :used] = example.tokens[:-1]
+        targets[row, :used] = example.tokens[1:]
+        weights[row, example.prompt_length - 1 : used] = 1.0
+        segment_ids[row, :used] = 1
+    positions = np.tile(np.arange(length, dtype=np.int32), (len(examples), 1))
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "weights": weights,
+        "segment_ids": segment_ids,
+        "positions": positions,
+    }

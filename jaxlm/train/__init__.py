@@ -1,0 +1,1 @@
+"""Training: schedules, optimizer, LoRA, the step and the loop, checkpoints, metrics; one idea a file."""

@@ -1,0 +1,35 @@
+"""What every test shares: a CPU with 8 devices, a compilation cache on disk, and the folder of golden vectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# All of this must stand in the environment before jax is imported; subprocesses of a test inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the comparisons with PyTorch where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(pytest.mark.skip(reason="PyTorch is not installed; make test-all installs it"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden vectors: `JAXLM_GOLDEN`, or the copy kept beside the tests."""
+    folder = Path(os.environ.get("JAXLM_GOLDEN") or ROOT / "tests" / "golden" / "data")
+    if not folder.is_dir():
+        raise pytest.UsageError(f"JAXLM_GOLDEN names {folder}, which is not a folder")
+    return folder

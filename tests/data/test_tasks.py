@@ -1,0 +1,244 @@
+"""Laws of every registered task, none of them named: determinism, streams, lengths, bounds, codes, metric."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jaxlm.core import registry
+from jaxlm.core.config import from_dict, make, to_dict
+from jaxlm.core.errors import ConfigError
+from jaxlm.data.batch import pad_batch
+from jaxlm.data.tasks.base import BOS, EOS, PAD, SEP, SPECIALS, Example
+
+NAMES = sorted(registry.methods("task"))
+
+
+def forms(name):
+    """The task as it comes, and showing its work if it can."""
+    task = registry.get("task", name)()
+    return [task] + ([show_work(task)] if hasattr(task, "scratchpad") else [])
+
+
+def show_work(task):
+    return dataclasses.replace(task, scratchpad=dataclasses.replace(task.scratchpad, enabled=True))
+
+
+def rows(examples):
+    return [example.tokens.tolist() for example in examples]
+
+
+FORMS = [pytest.param(task, id=f"{name}-{i}") for name in NAMES for i, task in enumerate(forms(name))]
+every_task = pytest.mark.parametrize("task", FORMS)
+
+
+@every_task
+def test_an_example_is_a_function_of_seed_and_index(task):
+    forward = rows(task[i] for i in range(20))
+    again = dataclasses.replace(task)
+    assert rows(again[i] for i in reversed(range(20)))[::-1] == forward
+    assert rows(again.at(12, i) for i in (3, 1, 3)) == rows(task.at(12, i) for i in (3, 1, 3))
+    assert rows(dataclasses.replace(task, seed=1)[i] for i in range(20)) != forward
+    assert len({tuple(row) for row in forward}) > 10
+
+
+@every_task
+def test_training_and_evaluation_streams_differ(task):
+    task = dataclasses.replace(task, train_lengths=(8, 8))
+    train, evaluation = rows(task[i] for i in range(20)), rows(task.at(8, i) for i in range(20))
+    assert train != evaluation
+    # Nor is one a shifted copy of the other: an example means the same only if all its draws agree.
+    assert train[1:] != evaluation[:-1]
+    assert train[:-1] != evaluation[1:]
+
+
+@every_task
+def test_training_lengths_are_uniform_over_their_range(task):
+    task = dataclasses.replace(task, train_lengths=(2, 5))
+    counts = Counter(task[i].length for i in range(400))
+    assert set(counts) == {2, 3, 4, 5}
+    assert min(counts.values()) > 60  # 100 expected, 8.7 the standard deviation
+
+
+@every_task
+def test_layout_and_bound(task):
+    for length in range(1, 21):
+        for i in range(6):
+            example = task.at(length, i)
+            tokens = example.tokens
+            assert tokens.dtype == np.int32
+            assert example.length == length
+            assert len(tokens) <= task.tokens_bound(length)
+            assert tokens[0] == BOS
+            assert tokens[example.prompt_length - 1] == SEP
+            assert tokens[-1] == EOS
+            assert ((tokens[1:-1] >= len(SPECIALS)) | (tokens[1:-1] == SEP)).all()
+            assert (tokens == SEP).sum() == 1
+            assert 4 <= example.prompt_length + 1 < len(tokens)  # neither side is empty
+    longest = max(len(task.at(20, i).tokens) for i in range(40))
+    assert longest >= 0.7 * task.tokens_bound(20), "the bound wastes padding"
+
+
+@every_task
+def test_code_round_trip(task):
+    assert task.vocabulary[: len(SPECIALS)] == SPECIALS
+    assert (task.vocabulary.index("<pad>"), task.vocab_size) == (PAD, len(set(task.vocabulary)))
+    np.testing.assert_array_equal(task.encode(task.vocabulary), np.arange(task.vocab_size))
+    example = task[0]
+    np.testing.assert_array_equal(task.encode(task.decode(example.tokens)), example.tokens)
+    assert task.decode([task.vocab_size, -1]) == [f"<{task.vocab_size}>", "<-1>"]
+    with pytest.raises(ConfigError, match=r"unknown token of .*'\?\?\?'"):
+        task.encode(["???"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(registry.get("task", name), "symbols")])
+def test_no_symbol_is_also_a_word(name):
+    task = registry.get("task", name)(symbols=582)
+    assert len(set(task.vocabulary)) == task.vocab_size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_token_is_used(name):
+    words = {word for task in forms(name) for i in range(80) for word in task.decode(task.at(15, i).tokens)}
+    assert words == set(forms(name)[0].vocabulary) - {"<pad>"}
+
+
+@every_task
+def test_exact_match(task):
+    example = task.at(9, 0)
+    target = example.target
+    wrong = target.copy()
+    wrong[0] = SEP
+    assert task.exact_match(example, target)
+    assert task.exact_match(example, [*target.tolist(), 7, EOS, PAD])  # what follows the first <eos> is not read
+    assert not task.exact_match(example, wrong)
+    assert not task.exact_match(example, target[:-1])
+    assert not task.exact_match(example, [*target[:-1].tolist(), 7, EOS])
+    assert not task.exact_match(example, [])
+
+
+@every_task
+def test_the_answer_ends_at_eos_and_survives_junk(task):
+    example = task.at(9, 0)
+    answer = task.answer(example.target)
+    assert answer
+    assert answer == task.answer([*example.target, 5, 6])
+    assert task.decode(example.target)[-1 - len(answer) : -1] == answer
+    task.answer([10_000, EOS])  # an id of a larger model's vocabulary is a wrong answer, not a crash
+
+
+@every_task
+def test_render_shows_prompt_and_target(task):
+    example = task.at(3, 0)
+    prompt, target = task.render(example).split("\n")
+    assert prompt.split()[1:] == task.decode(example.tokens)[1 : example.prompt_length - 1]
+    assert target.split()[1:] == task.decode(example.target)[:-1]
+
+
+@every_task
+def test_configuration_round_trip(task):
+    assert from_dict(type(task), to_dict(task)) == task
+    assert make("task", {"name": registry.name_of("task", task), "args": to_dict(task)}) == task
+    assert len(dataclasses.fields(task)) <= 12
+    assert task.paper
+    hash(task)
+
+
+@every_task
+def test_bad_input_is_refused_in_one_line(task):
+    for changes, message in (
+        ({"eval_lengths": (10, 20)}, "overlap"),
+        ({"train_lengths": (12, 14)}, "overlap"),
+        ({"train_lengths": (0, 5)}, "1 <= first <= last"),
+        ({"eval_lengths": (20, 11)}, "1 <= first <= last"),
+        ({"size": 0}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "0"}, "expected int"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            dataclasses.replace(task, **changes)
+        assert "\n" not in str(caught.value)
+
+
+@every_task
+def test_index_errors(task):
+    task = dataclasses.replace(task, size=5)
+    assert len(task) == 5
+    assert len(list(task)) == 5  # iteration ends by IndexError
+    for index in (5, -1):
+        with pytest.raises(IndexError, match=r"outside 0\.\.4"):
+            task[index]
+        with pytest.raises(IndexError, match=r"outside 0\.\.4"):
+            task.at(11, index)
+    for length in (0, 21):
+        with pytest.raises(IndexError, match=r"outside 1\.\.20"):
+            task.at(length, 0)
+
+
+@every_task
+def test_batch_of_a_task(task):
+    examples = [task.at(n, 0) for n in (3, 7, 12)]
+    batch = pad_batch(examples, task.tokens_bound(12) - 1)
+    for row, example in enumerate(examples):
+        counted = batch["weights"][row] == 1
+        np.testing.assert_array_equal(batch["targets"][row][counted], example.target)
+        np.testing.assert_array_equal(batch["tokens"][row][batch["segment_ids"][row] == 1], example.tokens[:-1])
+
+
+def test_batch_layout():
+    short = Example(np.array([BOS, 7, 8, SEP, 9, EOS], np.int32), prompt_length=4, length=1)
+    long = Example(np.array([BOS, 7, SEP, 5, 6, 4, EOS], np.int32), prompt_length=3, length=2)
+    batch = pad_batch([short, long], 7)
+    expected = {
+        "tokens": [[BOS, 7, 8, SEP, 9, PAD, PAD], [BOS, 7, SEP, 5, 6, 4, PAD]],
+        "targets": [[7, 8, SEP, 9, EOS, PAD, PAD], [7, SEP, 5, 6, 4, EOS, PAD]],
+        "weights": [[0, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0]],
+        "segment_ids": [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0]],
+        "positions": [[0, 1, 2, 3, 4, 5, 6]] * 2,
+    }
+    assert batch.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(batch[key], value)
+        assert batch[key].dtype == (np.float32 if key == "weights" else np.int32)
+    assert pad_batch([long], 6)["targets"][0, -1] == EOS  # T - 1 places are enough
+    with pytest.raises(ConfigError, match="example 1 needs 6 places, got length 5"):
+        pad_batch([short, long], 5)
+
+
+def test_the_streams_are_pinned():
+    """Published results name a seed: the data behind it may not change with a release."""
+    task = registry.get("task", "reverse_mc")(seed=3)
+    assert task.render(task[5]) == "prompt: c4 O D\ntarget: D O c4"
+    assert task.render(task.at(11, 7)) == "prompt: l c8 d2 A 3 N P E U b1 b9\ntarget: b9 b1 U E P N 3 A d2 c8 l"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("copy_cmc", {"symbols": 583}, r"symbols: allowed 1\.\.582, got 583"),
+        ("copy_rdc", {"symbols": 1}, r"symbols: allowed 2\.\."),
+        ("reverse_mc", {"symbols": 0}, r"symbols: allowed 1\.\."),
+        ("lego", {"eval_lengths": (11, 30)}, r"variables: allowed 30 .* to 52"),
+        ("pcfg", {"max_argument": 13}, r"max_argument: allowed 1\.\.max_value \(12\), got 13"),
+        ("sort_multi", {"scratchpad": {"enabled": True}}, "no intermediate variables; set variables=False"),
+        ("parity", {"scratchpad": {"enabled": True, "inputs": False}}, "did you mean 'input'"),
+    ],
+)
+def test_bad_settings_of_one_task(name, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        registry.get("task", name)(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scratchpad_with_every_part_off_is_refused():
+    off = dict.fromkeys(("input", "computation", "output", "variables", "remaining"), False)
+    with pytest.raises(ConfigError, match="every part off"):
+        registry.get("task", "addition")(scratchpad={"enabled": True, **off})
+
+
+def test_a_scratchpad_that_never_answers_has_no_answer():
+    task = show_work(registry.get("task", "addition")())
+    output = task.encode(["in", "1", "#", "out", "1", "<eos>"])
+    assert task.answer(output) == []
+    assert task.answer(task.encode(["ans", "1", "ans", "2", "<eos>"])) == ["2"]
