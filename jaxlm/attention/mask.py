@@ -47,7 +47,9 @@ class Window(Spec):
     size: int = 256
 
     def check(self) -> None:
-        require(hasattr(self.size, "aval") or self.size > 0, f"Window.size: expected a positive integer, got {self.size}")
+        require(
+            hasattr(self.size, "aval") or self.size > 0, f"Window.size: expected a positive integer, got {self.size}"
+        )
 
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         return (pos_k <= pos_q) & (pos_q - pos_k < self.size)

@@ -64,7 +64,9 @@ def make(room: str, value: Any, *, optional: bool = False, where: str = "") -> A
     Raises `ConfigError` naming ``where`` if nothing fits.
     """
     try:
-        if optional and (value is None or value == "none" or (isinstance(value, Mapping) and value.get("name") == "none")):
+        if optional and (
+            value is None or value == "none" or (isinstance(value, Mapping) and value.get("name") == "none")
+        ):
             return None
         if isinstance(value, str):
             return registry.get(room, value)()
@@ -76,7 +78,9 @@ def make(room: str, value: Any, *, optional: bool = False, where: str = "") -> A
             return value
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
-    raise ConfigError(f"{where or room}: expected a {room} (name, mapping or object), got {type(value).__name__} {value!r}")
+    raise ConfigError(
+        f"{where or room}: expected a {room} (name, mapping or object), got {type(value).__name__} {value!r}"
+    )
 
 
 def to_dict(value: Any) -> Any:
@@ -115,7 +119,9 @@ def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
 def differences(new: Any, old: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """The leaves in which two `to_dict` forms differ: ``{"model.width": (new, old)}``; a missing leaf reads ``"(absent)"``."""
     if isinstance(new, Mapping) and isinstance(old, Mapping):
-        pairs = {key: (new.get(key, _ABSENT), old.get(key, _ABSENT)) for key in (*new, *(k for k in old if k not in new))}
+        pairs = {
+            key: (new.get(key, _ABSENT), old.get(key, _ABSENT)) for key in (*new, *(k for k in old if k not in new))
+        }
     elif isinstance(new, (list, tuple)) and isinstance(old, (list, tuple)) and len(new) == len(old):
         pairs = {str(i): pair for i, pair in enumerate(zip(new, old, strict=True))}
     else:

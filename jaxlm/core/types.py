@@ -153,5 +153,3 @@ class PositionEncoding(Spec):
     def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
         """A bias added to the scaled logits."""
         return None
-
-

@@ -18,10 +18,21 @@ from jaxlm.cache.full import FullCache
 from jaxlm.core import registry
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import choose
-from jaxlm.core.params import ParamSpec, zeros
+from jaxlm.core.params import FanIn, ParamSpec, zeros
 from jaxlm.core.types import Context, Dims, Mask, Params, PositionEncoding, Specs
 from jaxlm.ops.attention import IMPLEMENTATIONS, attention, merge
 from jaxlm.ops.dense import dense
+
+
+@dataclasses.dataclass(frozen=True)
+class QkvInit:
+    """Fan-in normal, the query part times ``query``: logits start at unit variance whatever their scale, as in T5."""
+
+    query: float = 1.0
+
+    def __call__(self, key: jax.Array, spec: ParamSpec) -> jax.Array:
+        qkv = FanIn()(key, spec)
+        return qkv if self.query == 1 else qkv.at[..., :-2, :].multiply(self.query)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Attention(Spec):
       head_dim: head width K; 0 for ``width / heads``.
       position: how tokens learn where they are.
       mask: which keys a query sees.
-      scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1.
+      scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1 and absorb
+        it in the initial queries; so does this.
       soft_cap: if positive, logits pass through ``cap * tanh(logits / cap)`` (Gemma 2).
       qk_norm: normalisation of each head's queries and keys, or None.
       qkv_bias, out_bias: learned offsets.
@@ -57,7 +69,10 @@ class Attention(Spec):
     implementation: str = "auto"
 
     def check(self) -> None:
-        require(self.heads > 0 and self.kv_heads >= 0, f"Attention.heads: expected positive integers, got {self.heads} and {self.kv_heads}")
+        require(
+            self.heads > 0 and self.kv_heads >= 0,
+            f"Attention.heads: expected positive integers, got {self.heads} and {self.kv_heads}",
+        )
         require(
             self.heads % (self.kv_heads or self.heads) == 0,
             f"Attention.kv_heads: expected a divisor of heads {self.heads}, got {self.kv_heads}",
@@ -82,7 +97,11 @@ class Attention(Spec):
         groups, width = self.kv_heads or self.heads, own.head_dim
         repeats = self.heads // groups
         specs: Specs = {
-            "qkv": ParamSpec((dims.width, groups, repeats + 2, width), ("embed", "heads", None, None)),
+            "qkv": ParamSpec(
+                (dims.width, groups, repeats + 2, width),
+                ("embed", "heads", None, None),
+                QkvInit(width**-0.5 / self.scale if self.scale else 1.0),
+            ),
             "out": ParamSpec((groups, repeats, width, dims.width), ("heads", None, None, "embed"), fan_in=(0, 1, 2)),
         }
         if self.qkv_bias:
@@ -108,13 +127,19 @@ class Attention(Spec):
         keys = (length + 1) / 2 if self.causal else length
         return 4.0 * own.heads * own.head_dim * min(keys, getattr(self.mask, "size", keys))
 
-    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context, state: FullCache | None = None) -> tuple[jax.Array, FullCache | None]:
+    def __call__(
+        self, p: Params, x_BLD: jax.Array, ctx: Context, state: FullCache | None = None
+    ) -> tuple[jax.Array, FullCache | None]:
         """[B, L, D] -> [B, L, D]; with a state, the L tokens continue what the cache holds.
 
         The same call serves the full pass, a prefill in pieces and single steps. Rows whose cache has overflowed read NaN.
         """
         q, k, v = self._project(p, x_BLD)
-        where = ctx.shared[registry.name_of("position", self.position)] if self.position.scope == "model" else p.get("position", {})
+        where = (
+            ctx.shared[registry.name_of("position", self.position)]
+            if self.position.scope == "model"
+            else p.get("position", {})
+        )
         pos_q = pos_k = ctx.positions
         segments = None if ctx.segment_ids is None else (ctx.segment_ids, ctx.segment_ids)
         if state is not None:

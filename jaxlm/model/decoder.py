@@ -75,7 +75,9 @@ def position_encodings(spec: ModelSpec) -> dict[str, tuple[PositionEncoding, Dim
 
 def max_positions(spec: ModelSpec) -> int | None:
     """The longest row the model's position encodings can represent, or None."""
-    limits = [limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None]
+    limits = [
+        limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None
+    ]
     return min(limits, default=None)
 
 
@@ -252,7 +254,9 @@ def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict
 def _check_length(spec: ModelSpec, length: int) -> None:
     limit = max_positions(spec)
     if limit is not None and length > limit:
-        raise ConfigError(f"length {length} is beyond the {limit} positions that the model's position encoding can represent")
+        raise ConfigError(
+            f"length {length} is beyond the {limit} positions that the model's position encoding can represent"
+        )
 
 
 def forward(
@@ -304,7 +308,9 @@ def forward(
             _check_length(spec, int(positions.max()) + 1)
     dtype = jnp.dtype(spec.dtype)
     if inputs_embeds is None:
-        x = params["embed"]["table"].at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+        # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
+        table = dist.constrain(params["embed"]["table"], ("vocab", None))
+        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
         x = x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
     else:
         x = inputs_embeds.astype(dtype)
@@ -358,7 +364,9 @@ class Decoder:
         return draw_positions(self.spec, key, positions)
 
 
-def _advance(state: Any, positions: jax.Array, segment_ids: jax.Array | None, batch: int, size: int) -> dict[str, jax.Array]:
+def _advance(
+    state: Any, positions: jax.Array, segment_ids: jax.Array | None, batch: int, size: int
+) -> dict[str, jax.Array]:
     """Each row's next position and last segment after these tokens, padding left out."""
     positions = jnp.broadcast_to(positions, (batch, size))
     segments = jnp.ones((batch, size), jnp.int32) if segment_ids is None else segment_ids

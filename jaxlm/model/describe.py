@@ -24,7 +24,9 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
     """
     specs = decoder.param_specs(spec)
     matmuls = sum(
-        math.prod(leaf.full_shape) for path, leaf in flatten(specs) if leaf.decay and not path.startswith(("embed/", "position/"))
+        math.prod(leaf.full_shape)
+        for path, leaf in flatten(specs)
+        if leaf.decay and not path.startswith(("embed/", "position/"))
     )
     head = spec.vocab_size * spec.width if spec.tied_head else 0
     dims = decoder.dims_of(spec)
@@ -44,9 +46,7 @@ def describe(model: LanguageModel, length: int = 1024) -> str:
         axes = ", ".join(name or "-" for name in spec.full_axes)
         rows.append((path, " x ".join(map(str, spec.full_shape)), axes, f"{math.prod(spec.full_shape):,}"))
     widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
-    lines = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
-    ]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
     flops = forward_flops(model.spec, length)
     lines.append(f"parameters: {parameter_count(model):,}   blocks: {model.spec.depth}   dtype: {model.spec.dtype}")
     lines.append(f"FLOPs per token at length {length:,}: {flops:,.0f} forward, {3 * flops:,.0f} in a training step")

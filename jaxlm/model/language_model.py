@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 
 from jaxlm import dist
-from jaxlm.core import config, params as parameters
+from jaxlm.core import config
+from jaxlm.core import params as parameters
 from jaxlm.core.types import Params
 from jaxlm.model import decoder
 from jaxlm.model.decoder import Output

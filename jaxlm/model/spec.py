@@ -125,7 +125,9 @@ class ModelSpec(Spec):
         choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16"))
         choose("ModelSpec.remat", self.remat, REMAT)
         require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")
-        require(self.logit_soft_cap >= 0, f"ModelSpec.logit_soft_cap: expected a number >= 0, got {self.logit_soft_cap}")
+        require(
+            self.logit_soft_cap >= 0, f"ModelSpec.logit_soft_cap: expected a number >= 0, got {self.logit_soft_cap}"
+        )
 
     @property
     def depth(self) -> int:

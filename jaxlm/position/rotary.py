@@ -55,13 +55,18 @@ class Rotary(PositionEncoding):
 
     def check(self) -> None:
         choose("Rotary.pairing", self.pairing, ("half", "interleaved"))
-        require(hasattr(self.base, "aval") or self.base > 0, f"Rotary.base: expected a positive number, got {self.base}")
+        require(
+            hasattr(self.base, "aval") or self.base > 0, f"Rotary.base: expected a positive number, got {self.base}"
+        )
         require(0 < self.fraction <= 1, f"Rotary.fraction: expected a number in (0, 1], got {self.fraction}")
 
     def frequencies(self, head_dim: int) -> jax.Array:
         """float32 [m]: radians per position of each pair. Raises `ConfigError` for an odd rotated width."""
         width = int(head_dim * self.fraction)
-        require(width % 2 == 0 and width > 0, f"rotary: {self.fraction} of head width {head_dim} is {width} channels; need an even number")
+        require(
+            width % 2 == 0 and width > 0,
+            f"rotary: {self.fraction} of head width {head_dim} is {width} channels; need an even number",
+        )
         return self.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
 
     def rotate(self, p: Params, x_BLHK: jax.Array, positions: jax.Array, length: jax.Array | None) -> jax.Array:

@@ -45,5 +45,9 @@ class Sinusoidal(PositionEncoding):
         frequencies = self.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
         angles = positions[..., None].astype(jnp.float32) * frequencies
         pair = (jnp.sin(angles), jnp.cos(angles))
-        table = jnp.concatenate(pair, -1) if self.layout == "concat" else jnp.stack(pair, -1).reshape(*angles.shape[:-1], width)
+        table = (
+            jnp.concatenate(pair, -1)
+            if self.layout == "concat"
+            else jnp.stack(pair, -1).reshape(*angles.shape[:-1], width)
+        )
         return self.scale * table

@@ -71,7 +71,10 @@ class T5Bias(PositionEncoding):
     def check(self) -> None:
         least = 4 if self.bidirectional else 2
         require(self.buckets >= least, f"T5Bias.buckets: expected at least {least}, got {self.buckets}")
-        require(self.max_distance > self.buckets // 2, f"T5Bias.max_distance: expected more than {self.buckets // 2}, got {self.max_distance}")
+        require(
+            self.max_distance > self.buckets // 2,
+            f"T5Bias.max_distance: expected more than {self.buckets // 2}, got {self.max_distance}",
+        )
 
     def params(self, dims: Dims) -> Specs:
         return {"table": ParamSpec((self.buckets, dims.heads), (None, "heads"), Normal(dims.width**-0.5))}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlm import dist
@@ -33,12 +34,14 @@ class TrainState(NamedTuple):
     """Everything a run continues from.
 
     Attributes:
-      step: int32 scalar, steps done; it is also the position in the data and the source of all randomness.
+      step: int32 scalar, steps done; it is also the position in the data.
+      seed: uint32 scalar; with the step, the source of all randomness. Traced, so runs that differ in it share a compile.
       params: trained and frozen parameters; ``{"base", "lora"}`` when adapters are trained.
       optimizer: `jaxlm.train.optimizer.OptimizerState`.
     """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     optimizer: Any
 
@@ -52,7 +55,7 @@ class Trainer:
       objective: a `jaxlm.objective` method.
       optimizer: what is trained and how.
       total_steps: of the run, for the schedule.
-      seed: of initial values, dropout, drawn positions and the objective's own noise.
+      seed: of initial values, dropout, drawn positions and the objective's own noise, unless `init` is given another.
       accumulate: number of microbatches a batch is cut into; microbatch i holds rows i, i + n, i + 2n, ...
       lora: adapters to train in place of the parameters, or None.
       mesh: where it runs; None for one device.
@@ -99,23 +102,32 @@ class Trainer:
 
     # ---- state
 
-    def init(self, params: Params | None = None) -> TrainState:
+    def init(self, params: Params | None = None, seed: int | None = None) -> TrainState:
         """The state before the first step, from fresh values or given model parameters. Under a mesh, sharded."""
+        number = np.uint32(self.seed if seed is None else seed)
         if params is None:
-            key = jax.random.key(self.seed)
-            return jax.jit(lambda: self._fresh(initialize(self.model_specs, key)), out_shardings=self.shardings())()
+            return self._from_seed(number)
         # Copied, since the step donates its state.
-        return jax.jit(lambda p: self._fresh(jax.tree.map(jnp.copy, p)), out_shardings=self.shardings())(params)
+        copy = jax.jit(lambda n, p: self._fresh(n, jax.tree.map(jnp.copy, p)), out_shardings=self.shardings())
+        return copy(number, params)
 
-    def _fresh(self, params: Any) -> TrainState:
+    @functools.cached_property
+    def _from_seed(self) -> Callable[[Any], TrainState]:
+        return jax.jit(self._initial, out_shardings=self.shardings())
+
+    def _initial(self, seed: jax.Array) -> TrainState:
+        return self._fresh(seed, initialize(self.model_specs, jax.random.key(seed)))
+
+    def _fresh(self, seed: jax.Array, params: Any) -> TrainState:
         if self.lora is not None:
-            params = {"base": params, "lora": self.lora.init(jax.random.key(self.seed + 1), self.model_specs)}
+            adapters = self.lora.init(jax.random.fold_in(jax.random.key(seed), 1), self.model_specs)
+            params = {"base": params, "lora": adapters}
         chosen, _ = split(params, self.trainable.__contains__)
-        return TrainState(jnp.zeros((), jnp.int32), params, self._update.init(chosen))
+        return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed), params, self._update.init(chosen))
 
     def template(self) -> TrainState:
         """The state's shapes, dtypes and (under a mesh) places, for restoring into."""
-        shapes = jax.eval_shape(lambda: self._fresh(initialize(self.model_specs, jax.random.key(0))))
+        shapes = jax.eval_shape(self._initial, np.uint32(0))
         places = self.shardings()
         if places is None:
             return shapes
@@ -130,7 +142,7 @@ class Trainer:
         params = dist.param_shardings(mesh, self.specs)
         chosen, _ = split(params, self.trainable.__contains__)
         like = jax.tree.structure(chosen)
-        shapes = jax.eval_shape(lambda: self._fresh(initialize(self.model_specs, jax.random.key(0))))
+        shapes = jax.eval_shape(self._initial, np.uint32(0))
 
         def place(tree: Any) -> Any:
             # An optimizer's state holds copies of the parameters' tree; all else is numbers.
@@ -139,7 +151,7 @@ class Trainer:
 
             return jax.tree.map(lambda x: chosen if is_params(x) else everywhere, tree, is_leaf=is_params)
 
-        return TrainState(everywhere, params, place(shapes.optimizer))
+        return TrainState(everywhere, everywhere, params, place(shapes.optimizer))
 
     def model_params(self, params: Any) -> Any:
         """The model's own parameters, adapters merged."""
@@ -161,7 +173,7 @@ class Trainer:
         Raises `ConfigError` (when traced) for a batch that ``accumulate`` does not divide.
         """
         with dist.use_mesh(self.mesh):
-            key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+            key = jax.random.fold_in(jax.random.key(state.seed), state.step)
             batch = self._prepared(batch, key)
             chosen, frozen = split(state.params, self.trainable.__contains__)
 
@@ -180,16 +192,16 @@ class Trainer:
             metrics |= {
                 "tokens": weight,
                 "grad_norm": optax.tree.norm(gradients),
-                "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+                "learning_rate": jnp.asarray(self.schedule(state.step - state.optimizer.skipped), jnp.float32),
                 "skipped": optimizer.skipped,
                 "skipped_in_a_row": optimizer.in_a_row,
             }
-            return TrainState(state.step + 1, params, optimizer), metrics
+            return TrainState(state.step + 1, state.seed, params, optimizer), metrics
 
-    def evaluate(self, params: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, params: Any, batch: Batch, seed: int | jax.Array = 0) -> dict[str, tuple[jax.Array, jax.Array]]:
         """``{name: (sum, weight)}`` of the objective on a batch, the model in evaluation mode."""
         with dist.use_mesh(self.mesh):
-            batch = self._prepared(batch, jax.random.key(self.seed))
+            batch = self._prepared(batch, jax.random.key(seed))
             return self.objective.loss(self.model, params, batch, None)[1]
 
     def _prepared(self, batch: Batch, key: jax.Array) -> dict[str, Any]:

@@ -1,0 +1,276 @@
+"""Length generalization: train on short examples, test on longer ones, one position encoding beside the other.
+
+Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization in Transformers": decoders without any
+position encoding (NoPE) extrapolate better than the usual encodings. Every (task, encoding, seed) is one small decoder
+trained from scratch; exact match is teacher-forced, which for exact match is the same as greedy decoding.
+
+Writes to --workdir: config.json, provenance.json, results.csv (task, position, seed, length, exact_match), table.txt, and
+figures as PNG. Finished runs are kept, so an interrupted study continues where it stopped; --replot only redraws.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import flags as config_flags
+from experiments import length_generalization_report as report
+from experiments import provenance
+from jaxlm.core.config import Spec, require, slot, to_dict
+from jaxlm.core.types import PositionEncoding
+from jaxlm.data.batch import pad_batch
+from jaxlm.data.loader import Loader
+from jaxlm.data.tasks.base import Task
+from jaxlm.mixer.attention import Attention
+from jaxlm.model import decoder
+from jaxlm.model.decoder import Decoder
+from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.objective.next_token import NextToken
+from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.progress import Progress
+from jaxlm.train.step import Trainer, TrainState
+from jaxlm.train.workdir import claim_workdir
+
+REPLOT = flags.DEFINE_bool(
+    "replot", False, "draw the figures and print the table from results.csv alone; train nothing"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Spec):
+    """A task, and how long each model trains on it.
+
+    Attributes:
+      task: with its training and evaluation lengths.
+      steps: of training.
+    """
+
+    task: Task = slot("task", "copy_rsc")
+    steps: int = 600
+
+    def check(self) -> None:
+        require(self.steps > 0, f"Study.steps: expected a positive integer, got {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding(Spec):
+    """One column of the table.
+
+    Attributes:
+      label: its name in tables, figures and results.csv.
+      position: the encoding.
+      scale: of the attention logits; 0 for 1 / sqrt(head width), 1 for none (as in the paper).
+      ranked: whether it takes part in the mean reciprocal rank.
+    """
+
+    label: str = "none"
+    position: PositionEncoding = slot("position", "none")
+    scale: float = 0.0
+    ranked: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Spec):
+    """The whole study.
+
+    Attributes:
+      studies: the tasks.
+      encodings: what is compared.
+      seeds: of initial values and data order; every (task, encoding) is run with each.
+      model: everything but the position encoding, which each encoding puts into every attention mixer.
+      optimizer: the same for all.
+      batch_size: examples per step.
+      eval_examples: per length.
+      steps_per_call: training steps fused into one call of the device.
+      workers: (task, encoding) pairs trained at the same time; 0 for one per core on a CPU and one elsewhere.
+    """
+
+    studies: tuple[Study, ...] = (Study(),)
+    encodings: tuple[Encoding, ...] = (Encoding(),)
+    seeds: tuple[int, ...] = (0,)
+    model: ModelSpec = ModelSpec(
+        vocab_size=128, width=48, layers=(Group((Block(mixer=Attention(heads=4)),), 2),), remat="none"
+    )
+    optimizer: Optimizer = Optimizer()
+    batch_size: int = 32
+    eval_examples: int = 100
+    steps_per_call: int = 50
+    workers: int = 0
+
+    def check(self) -> None:
+        labels = [encoding.label for encoding in self.encodings]
+        require(len(set(labels)) == len(labels), f"RunConfig.encodings: labels must differ, got {labels}")
+        require(
+            len(set(self.seeds)) == len(self.seeds) > 0, f"RunConfig.seeds: expected distinct seeds, got {self.seeds}"
+        )
+        require(min(self.batch_size, self.eval_examples, self.steps_per_call) > 0, "RunConfig: sizes must be positive")
+        for study in self.studies:
+            require(
+                study.task.vocab_size <= self.model.vocab_size,
+                f"model.vocab_size {self.model.vocab_size} is smaller than the task's {study.task.vocab_size}",
+            )
+            for encoding in self.encodings:
+                spec = model_spec(self, encoding)
+                decoder.param_specs(spec)  # widths that do not divide are found here
+                limit, need = decoder.max_positions(spec), places(study.task)
+                require(
+                    limit is None or need <= limit,
+                    f"encoding {encoding.label!r} represents {limit} positions; the longest evaluation example has {need}",
+                )
+
+
+def places(task: Task) -> int:
+    """Token places that hold any training or evaluation example."""
+    return task.tokens_bound(max(task.train_lengths[1], task.eval_lengths[1])) - 1
+
+
+def model_spec(config: RunConfig, encoding: Encoding) -> ModelSpec:
+    """The model with the encoding in every attention mixer."""
+
+    def block(b: Block) -> Block:
+        if not isinstance(b.mixer, Attention):
+            return b
+        return dataclasses.replace(
+            b, mixer=dataclasses.replace(b.mixer, position=encoding.position, scale=encoding.scale)
+        )
+
+    groups = tuple(dataclasses.replace(g, pattern=tuple(map(block, g.pattern))) for g in config.model.layers)
+    return dataclasses.replace(config.model, layers=groups)
+
+
+def training_batch(rows: list[Any], length: int) -> dict[str, np.ndarray]:
+    """A batch without segment ids: under a causal mask, padding on the right is seen by nobody whose loss counts."""
+    batch = pad_batch(rows, length)
+    return {name: batch[name] for name in ("tokens", "targets", "weights")}
+
+
+@jax.jit(static_argnums=0)
+def exact_matches(model: Decoder, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """Boolean [B]: every weighted target of the row is the model's first choice. Draws positions where the model does."""
+    tokens = batch["tokens"]
+    plain = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    out = model(params, tokens, positions=model.draw(key, plain), ordered=True)
+    return ((jnp.argmax(out.logits, -1) == batch["targets"]) | (batch["weights"] == 0)).all(1)
+
+
+def evaluate(model: Decoder, params: Any, task: Task, examples: int, seed: int) -> dict[int, float]:
+    """Exact match per length, over the training and the evaluation lengths, on examples that training never sees."""
+    out, size = {}, places(task)
+    for low, high in (task.train_lengths, task.eval_lengths):
+        for length in range(low, high + 1):
+            batch = training_batch([task.at(length, i) for i in range(examples)], size)
+            key = jax.random.fold_in(jax.random.key(seed), length)
+            out[length] = float(jnp.mean(exact_matches(model, params, batch, key)))
+    return out
+
+
+def train(
+    trainer: Trainer,
+    chunk: Callable[..., Any],
+    loader: Loader,
+    config: RunConfig,
+    report_steps: Callable[[int, Any], None],
+) -> TrainState:
+    """Trains one model; ``chunk`` is the compiled scan of `Trainer.step` over a stack of batches."""
+    state = trainer.init(seed=loader.seed)
+    for start in range(0, trainer.total_steps, config.steps_per_call):
+        steps = range(start, min(start + config.steps_per_call, trainer.total_steps))
+        batches = [loader(step) for step in steps]
+        state, metrics = chunk(state, {name: np.stack([b[name] for b in batches]) for name in batches[0]})
+        trainer.optimizer.stop_if_stuck(int(metrics["skipped_in_a_row"][-1]), steps[-1] + 1)
+        report_steps(len(steps), metrics)
+    return state
+
+
+def run_pair(
+    config: RunConfig,
+    study: Study,
+    encoding: Encoding,
+    seeds: list[int],
+    report_steps: Callable[[int, Any], None],
+    finish: Callable[[str, str, int, dict[int, float], float], None],
+) -> None:
+    """Trains and evaluates one encoding on one task for every seed, compiled once."""
+    task = study.task
+    trainer = Trainer(Decoder(model_spec(config, encoding)), NextToken(), config.optimizer, study.steps)
+    chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
+    size = task.tokens_bound(task.train_lengths[1]) - 1
+    loader = Loader(task, config.batch_size, collate=lambda rows: training_batch(rows, size))
+    for seed in seeds:
+        began = time.monotonic()
+        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config, report_steps)
+        params = trainer.averaged(state)
+        scores = evaluate(trainer.model, params, task, config.eval_examples, seed)
+        finish(report.task_label(task), encoding.label, seed, scores, time.monotonic() - began)
+
+
+def main(config: RunConfig, workdir: Path) -> None:
+    if REPLOT.value:
+        rows = report.read(workdir)
+    else:
+        claim_workdir(workdir, to_dict(config))
+        rows = run(config, workdir)
+    print(
+        report.write(
+            rows,
+            workdir,
+            ranked=[e.label for e in config.encodings if e.ranked],
+            tasks=[s.task for s in config.studies],
+        )
+    )
+
+
+def run(config: RunConfig, workdir: Path) -> list[report.Row]:
+    """Every run of the study that the workdir does not hold yet; returns all rows."""
+    rows = report.read(workdir, missing_ok=True)
+    done = {(row.task, row.position, row.seed) for row in rows}
+    jobs = []
+    for study in config.studies:
+        for encoding in config.encodings:
+            seeds = [seed for seed in config.seeds if (report.task_label(study.task), encoding.label, seed) not in done]
+            if seeds:
+                jobs.append((study, encoding, seeds))
+    total = sum(study.steps * len(seeds) for study, _, seeds in jobs)
+    progress, lock, counted = Progress(total), threading.Lock(), [0]
+    began = time.monotonic()
+
+    def report_steps(steps: int, metrics: Any) -> None:
+        with lock:
+            counted[0] += steps
+            progress.update(counted[0], int(metrics["tokens"].sum()), lambda: float(metrics["loss"][-1]))
+
+    def finish(task: str, label: str, seed: int, scores: dict[int, float], seconds: float) -> None:
+        with lock:
+            rows.extend(report.Row(task, label, seed, length, score) for length, score in scores.items())
+            report.save(rows, workdir)
+            progress.note(f"{task} {label} seed {seed}: {report.one_line(rows, task, label, seed)} ({seconds:.0f} s)")
+
+    workers = config.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(run_pair, config, *job, report_steps, finish) for job in jobs]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    progress.close()
+    if jobs:
+        provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+    return rows
+
+
+if __name__ == "__main__":
+    config_flags.run(main, default="configs/length_generalization.py:demo")

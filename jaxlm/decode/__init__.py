@@ -1,0 +1,1 @@
+"""Decoding: turning a model's distributions into text. One method a file."""

@@ -1,0 +1,159 @@
+"""Generation against the slow, obvious way: the full pass over everything so far, once per token."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.core.errors import ConfigError
+from jaxlm.decode.sample import keep_top_k, keep_top_p
+
+VOCAB, NEW = 23, 6
+PROMPT = np.random.default_rng(0).integers(0, VOCAB, (3, 7))
+LENGTHS = np.array([7, 2, 5])
+
+
+def build(position="rotary", scale=4.0, **fields):
+    """A model whose logits are far enough apart that no argmax is a near tie."""
+    block = jaxlm.Block(mixer=jaxlm.Attention(heads=2, kv_heads=1, position=position))
+    spec = jaxlm.ModelSpec(vocab_size=VOCAB, width=16, layers=(jaxlm.Group((block,), repeats=2),), **fields)
+    model = jaxlm.LanguageModel(spec)
+    params = jaxlm.init(model, jax.random.key(1))
+    return model, jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, params)
+
+
+def naive(model, params, prompt, new, positions=None):
+    """Greedy tokens of one prompt [L] by full passes without any state."""
+    tokens = list(prompt)
+    for _ in range(new):
+        padded = np.zeros((1, len(prompt) + new), np.int32)
+        padded[0, : len(tokens)] = tokens
+        logits = model.apply({"params": params}, jnp.asarray(padded), positions=positions).logits
+        tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("position", jaxlm.list("position"))
+def test_equals_full_passes(position):
+    model, params = build(position)
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS))
+    assert got.shape == (3, NEW) and got.dtype == np.int32
+    plain = jnp.arange(PROMPT.shape[1] + NEW)[None]
+    if jaxlm.draw_positions(model, jax.random.key(0), plain) is not None:
+        return  # drawn positions: see the next test, which takes them from the same key
+    expected = [naive(model, params, PROMPT[b, :n], NEW) for b, n in enumerate(LENGTHS)]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_random_positions_are_drawn_once_for_the_full_length():
+    model, params = build("randomized")
+    key = jax.random.key(5)
+    got = jaxlm.generate(model, params, PROMPT, NEW, key=key)
+    size = PROMPT.shape[1] + NEW - 1
+    plain = jnp.broadcast_to(jnp.arange(size), (3, size))
+    drawn = jaxlm.draw_positions(model, jax.random.split(key)[1], plain)
+    assert drawn is not None and bool((jnp.diff(drawn, axis=1) > 0).all())
+    for b in range(3):
+        positions = jnp.concatenate([drawn[b], drawn[b, -1:] + 1])[None]  # one more for the token that is never read
+        np.testing.assert_array_equal(got[b], naive(model, params, PROMPT[b], NEW, positions))
+
+
+@pytest.mark.parametrize("position", ["rotary", "randomized", "learned"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_row_does_not_depend_on_the_batch(position, temperature):
+    """Padding of others' length, other rows, and their number change nothing; noise belongs to (key, row, step)."""
+    model, params = build(position, scale=2.0)
+    key = jax.random.key(3)
+    together = jaxlm.generate(model, params, PROMPT, NEW, temperature, key, LENGTHS)
+    for b, n in enumerate(LENGTHS):
+        alone = jaxlm.generate(model, params, np.tile(PROMPT[b, :n], (b + 1, 1)), NEW, temperature, key)
+        np.testing.assert_array_equal(together[b], alone[b])
+    if temperature:
+        other = jaxlm.generate(model, params, PROMPT, NEW, temperature, jax.random.key(4), LENGTHS)
+        assert (np.asarray(other) != np.asarray(together)).any()
+
+
+def test_more_tokens_continue_fewer():
+    model, params = build(scale=2.0)
+    few, many = (jaxlm.generate(model, params, PROMPT, n, 1.0, jax.random.key(0)) for n in (1, NEW))
+    np.testing.assert_array_equal(few[:, 0], many[:, 0])
+
+
+def test_stop_repeats_and_leaves_other_rows_alone():
+    model, params = build()
+    free = np.asarray(jaxlm.generate(model, params, PROMPT, NEW))
+    token = int(free[0, 2])
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, stop=(token, VOCAB - 1)))
+    for row, expected in zip(got, free, strict=True):
+        ends = np.flatnonzero(np.isin(expected, (token, VOCAB - 1)))
+        first = ends[0] if ends.size else NEW
+        np.testing.assert_array_equal(row[: first + 1], expected[: first + 1])
+        assert (row[first:] == row[min(first, NEW - 1)]).all()
+    assert (got[0, 2:] == token).all()
+
+
+def test_all_rows_stopped_at_once_fill_the_rest():
+    model, params = build()
+    free = np.asarray(jaxlm.generate(model, params, PROMPT, 1))
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, stop=tuple(int(t) for t in free[:, 0])))
+    np.testing.assert_array_equal(got, np.repeat(free, NEW, axis=1))
+
+
+def test_samples_follow_the_softmax():
+    model, params = build(scale=1.0)
+    rows = 4000
+    got = np.asarray(jaxlm.generate(model, params, np.tile(PROMPT[:1], (rows, 1)), 1, 0.8, jax.random.key(0)))[:, 0]
+    logits = model.apply({"params": params}, jnp.asarray(PROMPT[:1])).logits[0, -1]
+    expected = np.asarray(jax.nn.softmax(logits / 0.8))
+    counts = np.bincount(got, minlength=VOCAB)
+    chi2 = np.sum((counts - rows * expected) ** 2 / (rows * expected))
+    assert chi2 < 48.3  # the 0.1 % point of chi-square with 22 degrees of freedom
+
+
+def test_top_k_and_top_p():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
+    np.testing.assert_array_equal(jnp.isfinite(keep_top_k(logits, 2)), [[1, 1, 0, 0], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(jnp.isfinite(keep_top_p(logits, 0.6)), [[1, 1, 0, 0], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(jnp.isfinite(keep_top_p(logits, 0.01)), [[1, 0, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(keep_top_p(logits, 0.999), logits)
+    model, params = build(scale=1.0)
+    greedy = jaxlm.generate(model, params, PROMPT, NEW)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        got = jaxlm.generate(model, params, PROMPT, NEW, 1.0, jax.random.key(0), **narrow)
+        np.testing.assert_array_equal(got, greedy)
+
+
+def test_padding_beyond_the_table_is_no_obstacle():
+    model, params = build({"name": "learned", "args": {"size": 12}})
+    padded = np.pad(PROMPT, ((0, 0), (0, 8)))
+    got = jaxlm.generate(model, params, padded, NEW, prompt_lengths=LENGTHS)
+    np.testing.assert_array_equal(got, jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompt_BL": PROMPT[0]}, "expected integers of shape"),
+        ({"prompt_BL": PROMPT[:, :0]}, "prompt is empty"),
+        ({"prompt_BL": PROMPT * 1.0}, "expected integers"),
+        ({"prompt_BL": PROMPT + VOCAB}, "outside the vocabulary of 23"),
+        ({"prompt_lengths": [7, 0, 5]}, "outside 1..7"),
+        ({"prompt_lengths": [7, 8, 5]}, "outside 1..7"),
+        ({"prompt_lengths": [7, 7]}, "expected 3 integers"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 8}, "need 14 positions; the model's position encoding can represent 13"),
+        ({"temperature": -1.0, "key": jax.random.key(0)}, "temperature"),
+        ({"temperature": 1.0}, "needs key"),
+        ({"top_k": 24}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"stop": (23,)}, "stop"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message):
+    model, params = build({"name": "learned", "args": {"size": 13}})
+    with pytest.raises(ConfigError, match=message) as error:
+        jaxlm.generate(model, params, **{"prompt_BL": PROMPT, "max_new_tokens": 4, **arguments})
+    assert "\n" not in str(error.value)
