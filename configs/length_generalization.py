@@ -3,9 +3,10 @@
     python -m experiments.length_generalization --config=configs/length_generalization.py:demo --workdir=runs/demo
 
 Expected, `demo` (copy_rsc, trained on lengths 1-10, tested on 11-20, 5 seeds; mean exact match on the test lengths):
-none >= .75, and >= .50 for each seed; alibi .05-.50; rotary and sinusoidal <= .15; randomized_rotary >= .40; t5_bias varies
-from seed to seed; in distribution everything >= .95; none minus the better of rotary and sinusoidal >= .40 for each seed.
-Expected, `study` (five tasks, 3 seeds): by mean reciprocal rank none first or second, rotary and sinusoidal the last two.
+none >= .75, and >= .50 for each seed; alibi .05-.50; rotary and sinusoidal <= .15; randomized_rotary >= .40; t5_bias
+varies from seed to seed; in distribution everything >= .95; for each seed, none minus the better of rotary and
+sinusoidal >= .40. Expected, `study` (five tasks, 3 seeds): by mean reciprocal rank none first or second, rotary and
+sinusoidal the last two.
 Expected, `accelerator` (not yet run): as `study`.
 
 Hardware and wall time: `smoke` under 60 s, `demo` two to four minutes, `study` under two hours, each on 2 CPU cores;
@@ -29,7 +30,7 @@ PRESETS = {
     "smoke": "copy_rsc, three encodings, one seed, 120 steps: that everything runs (< 60 s)",
     "demo": "copy_rsc, six encodings, 5 seeds: the paper's headline in minutes",
     "study": "five tasks, the paper's five encodings and full-head rotary, 3 seeds (under two hours)",
-    "accelerator": "five tasks at the paper's lengths, 6 layers of width 256, 5,000 steps, bfloat16, for one GPU or TPU chip",
+    "accelerator": "five tasks at the paper's lengths, 6 layers, width 256, 5,000 steps, bfloat16, one GPU or TPU chip",
 }
 
 
@@ -81,7 +82,7 @@ def _smoke() -> RunConfig:
 
 
 def _paper_encodings() -> tuple[Encoding, ...]:
-    """The paper's five with no logit scale, rotary on the first quarter of each head; full-head rotary is shown, not ranked."""
+    """The paper's five: no logit scale, rotary on a quarter of each head. Full-head rotary is shown, not ranked."""
     return (
         Encoding("none", "none", scale=1.0),
         Encoding("t5_bias", "t5_bias", scale=1.0),

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.overrides import diff, leaves, override, slots_of
 from jaxlm.core.config import Spec, to_dict
@@ -65,6 +65,8 @@ def run(main: Callable[..., None], default: str) -> None:
         return list(argv[:1])
 
     def call(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # absl's default shows the house-keeping of every library
         with _one_line():
             main(parsed[0], Path(str(flags.FLAGS["workdir"].value)))
 

@@ -1,11 +1,11 @@
 """Length generalization: train on short examples, test on longer ones, one position encoding beside the other.
 
-Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization in Transformers": decoders without any
-position encoding (NoPE) extrapolate better than the usual encodings. Every (task, encoding, seed) is one small decoder
-trained from scratch; exact match is teacher-forced, which for exact match is the same as greedy decoding.
+Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization in Transformers": decoders without
+any position encoding (NoPE) extrapolate better than the usual encodings. Every (task, encoding, seed) is one small
+decoder trained from scratch; exact match is teacher-forced, which for exact match is the same as greedy decoding.
 
-Writes to --workdir: config.json, provenance.json, results.csv (task, position, seed, length, exact_match), table.txt, and
-figures as PNG. Finished runs are kept, so an interrupted study continues where it stopped; --replot only redraws.
+Writes to --workdir: config.json, provenance.json, results.csv (task, position, seed, length, exact_match), table.txt,
+and figures as PNG. Finished runs are kept, so an interrupted study continues where it stopped; --replot only redraws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from experiments import flags as config_flags
 from experiments import length_generalization_report as report
 from experiments import provenance
 from jaxlm.core.config import Spec, require, slot, to_dict
-from jaxlm.core.types import PositionEncoding
 from jaxlm.data.batch import pad_batch
 from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.base import Task
@@ -57,7 +56,7 @@ class Study(Spec):
       steps: of training.
     """
 
-    task: Task = slot("task", "copy_rsc")
+    task: Any = slot("task", "copy_rsc")
     steps: int = 600
 
     def check(self) -> None:
@@ -76,7 +75,7 @@ class Encoding(Spec):
     """
 
     label: str = "none"
-    position: PositionEncoding = slot("position", "none")
+    position: Any = slot("position", "none")
     scale: float = 0.0
     ranked: bool = True
 
@@ -127,7 +126,7 @@ class RunConfig(Spec):
                 limit, need = decoder.max_positions(spec), places(study.task)
                 require(
                     limit is None or need <= limit,
-                    f"encoding {encoding.label!r} represents {limit} positions; the longest evaluation example has {need}",
+                    f"encoding {encoding.label!r} represents {limit} positions; the longest test example has {need}",
                 )
 
 
@@ -158,10 +157,11 @@ def training_batch(rows: list[Any], length: int) -> dict[str, np.ndarray]:
 
 @jax.jit(static_argnums=0)
 def exact_matches(model: Decoder, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    """Boolean [B]: every weighted target of the row is the model's first choice. Draws positions where the model does."""
+    """Boolean [B]: the model's first choice is right at every weighted target of the row."""
     tokens = batch["tokens"]
     plain = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     out = model(params, tokens, positions=model.draw(key, plain), ordered=True)
+    assert out.logits is not None
     return ((jnp.argmax(out.logits, -1) == batch["targets"]) | (batch["weights"] == 0)).all(1)
 
 
@@ -198,7 +198,7 @@ def run_pair(
     config: RunConfig,
     study: Study,
     encoding: Encoding,
-    seeds: list[int],
+    seeds: Sequence[int],
     report_steps: Callable[[int, Any], None],
     finish: Callable[[str, str, int, dict[int, float], float], None],
 ) -> None:
@@ -236,7 +236,7 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
     """Every run of the study that the workdir does not hold yet; returns all rows."""
     rows = report.read(workdir, missing_ok=True)
     done = {(row.task, row.position, row.seed) for row in rows}
-    jobs = []
+    jobs: list[tuple[Study, Encoding, list[int]]] = []
     for study in config.studies:
         for encoding in config.encodings:
             seeds = [seed for seed in config.seeds if (report.task_label(study.task), encoding.label, seed) not in done]
@@ -259,7 +259,7 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
 
     workers = config.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(run_pair, config, *job, report_steps, finish) for job in jobs]
+        pending = [pool.submit(run_pair, config, s, e, seeds, report_steps, finish) for s, e, seeds in jobs]
         try:
             for future in concurrent.futures.as_completed(pending):
                 future.result()

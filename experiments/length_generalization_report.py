@@ -130,7 +130,8 @@ def table(rows: Sequence[Row], ranked: Sequence[str], tasks: Sequence[Any]) -> s
     for task, (train, test) in lengths.items():
         seeds = len({r.seed for r in rows if r.task == task})
         lines.append(
-            f"{task}: exact match, trained on lengths {min(train)}-{max(train)}, tested on {min(test)}-{max(test)}, {seeds} seeds"
+            f"{task}: exact match, trained on lengths {min(train)}-{max(train)}, "
+            f"tested on {min(test)}-{max(test)}, {seeds} seeds"
         )
         lines.append(
             f"  {'encoding':<20} {'in distribution':>15} {'test, mean':>11} {'(min-max)':>13} {'sd':>6} {'authors':>8}"
@@ -157,7 +158,8 @@ def table(rows: Sequence[Row], ranked: Sequence[str], tasks: Sequence[Any]) -> s
             for i, label in enumerate(ranked)
         }
         lines.append(
-            f"mean reciprocal rank over {len(lengths)} tasks x seeds, ties given the mean rank (authors: from their task means)"
+            f"mean reciprocal rank over {len(lengths)} tasks x seeds, ties given the mean rank "
+            "(authors: from their task means)"
         )
         for label in sorted(ranked, key=lambda name: -np.mean(ours[name])):
             known = f"{np.mean(theirs[label]):.3f}" if theirs[label] else "-"
@@ -215,7 +217,7 @@ def _heat_maps(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]
     labels = sorted({r.position for r in rows}, key=_order)
     height = 1.0 + 0.32 * len(labels)
     figure, panels = plt.subplots(len(lengths), 1, figsize=(7.5, height * len(lengths)), squeeze=False)
-    image = None
+    image: Any = None
     for axes, (task, (train, test)) in zip(panels[:, 0], lengths.items(), strict=True):
         x = sorted(train | test)
         grids = [_grid(rows, task, label, x) for label in labels]

@@ -17,7 +17,7 @@ PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nump
 
 
 def collect() -> dict[str, Any]:
-    """JSON-ready facts of this process: command, commit (with ``dirty`` where the tree differs), hardware, versions, date."""
+    """JSON-ready facts of this process: command, commit (``-dirty`` if the tree differs), date, hardware, versions."""
     import jax
 
     return {

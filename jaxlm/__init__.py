@@ -53,11 +53,17 @@ def __dir__() -> Any:
     return sorted(__all__)
 
 
-if TYPE_CHECKING:
-    from jaxlm.core.errors import ConfigError
-    from jaxlm.decode.generate import generate
-    from jaxlm.mixer.attention import Attention
-    from jaxlm.model.describe import describe
-    from jaxlm.model.language_model import LanguageModel, draw_positions, init, init_state, unembed
-    from jaxlm.model.spec import Block, Group, ModelSpec
-    from jaxlm.train.load import load_checkpoint
+if TYPE_CHECKING:  # what type checkers and editors see
+    from jaxlm.core.errors import ConfigError as ConfigError
+    from jaxlm.decode.generate import generate as generate
+    from jaxlm.mixer.attention import Attention as Attention
+    from jaxlm.model.describe import describe as describe
+    from jaxlm.model.language_model import LanguageModel as LanguageModel
+    from jaxlm.model.language_model import draw_positions as draw_positions
+    from jaxlm.model.language_model import init as init
+    from jaxlm.model.language_model import init_state as init_state
+    from jaxlm.model.language_model import unembed as unembed
+    from jaxlm.model.spec import Block as Block
+    from jaxlm.model.spec import Group as Group
+    from jaxlm.model.spec import ModelSpec as ModelSpec
+    from jaxlm.train.load import load_checkpoint as load_checkpoint

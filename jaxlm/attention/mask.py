@@ -7,7 +7,7 @@ Segments and padding are not masks: they are per-token data and attention takes 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -61,8 +61,8 @@ class Both(Spec):
 
     paper: ClassVar[str] = "set intersection"
 
-    left: Mask = slot("mask", "causal")
-    right: Mask = slot("mask", "causal")
+    left: Any = slot("mask", "causal")
+    right: Any = slot("mask", "causal")
 
     @property
     def causal(self) -> bool:

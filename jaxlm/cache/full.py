@@ -1,7 +1,7 @@
 """The full cache: every key and value, with its position and segment, written at a cursor.
 
-Keys are stored un-rotated, so that positions may be edited, shifted or rescaled later; where a key's rotation depends on
-its own position alone they may instead be stored rotated, which saves turning the whole cache at every step.
+Keys are stored un-rotated, so that positions may be edited, shifted or rescaled later; where a key's rotation depends
+on its own position alone they may instead be stored rotated, which saves turning the whole cache at every step.
 """
 
 from __future__ import annotations

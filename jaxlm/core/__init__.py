@@ -1,1 +1,1 @@
-"""The ground floor: errors, registry, configuration, parameter specs, types. Import the modules by name; nothing is re-exported here."""
+"""The ground floor: errors, registry, configuration, parameter specs, types. Its modules are imported by name."""

@@ -1,18 +1,18 @@
 """Frozen dataclasses that check themselves, and their JSON form.
 
-Every configuration object of the house is a frozen dataclass deriving from `Spec`. On construction each field is checked
-against its annotation, and each *slot field* (declared with `slot`) accepts a registered name, a ``{"name", "args"}``
-dict, or an object:
+Every configuration object of the house is a frozen dataclass deriving from `Spec`. On construction each field is
+checked against its annotation, and each *slot field* (declared with `slot`, annotated `Any`) accepts a registered name,
+a ``{"name", "args"}`` dict, or an object of that slot:
 
     @dataclasses.dataclass(frozen=True)
     class Attention(Spec):
         heads: int = 8
-        position: PositionEncoding = slot("position", "rotary")
+        position: Any = slot("position", "rotary")
 
     Attention(position="alibi") == from_dict(Attention, to_dict(Attention(position="alibi")))
 
-A field may hold a traced array in place of a number: that is how per-layer values (a rotary base, a window) reach a method
-inside a scan.
+A field may hold a traced array in place of a number: that is how per-layer values (a rotary base, a window) reach a
+method inside a scan.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.core import registry
-from jaxlm.core.errors import ConfigError, unknown
+from jaxlm.core.errors import ConfigError, shown, unknown
 
 
 def slot(name: str, default: Any, *, optional: bool = False) -> Any:
-    """A dataclass field that holds a method of the slot ``name``; with ``optional`` it may be ``None`` (or ``"none"``)."""
+    """A dataclass field holding a method of the slot ``name``; if ``optional`` it may be ``None`` (or ``"none"``)."""
     return dataclasses.field(default=default, metadata={"slot": name, "optional": optional})
 
 
@@ -64,22 +64,22 @@ def make(room: str, value: Any, *, optional: bool = False, where: str = "") -> A
     Raises `ConfigError` naming ``where`` if nothing fits.
     """
     try:
-        if optional and (
-            value is None or value == "none" or (isinstance(value, Mapping) and value.get("name") == "none")
-        ):
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if optional and (value is None or (isinstance(name, str) and name == "none")):
             return None
         if isinstance(value, str):
             return registry.get(room, value)()
         if isinstance(value, Mapping):
-            if set(value) - {"name", "args"} or "name" not in value:
-                raise ConfigError(f"a {room} is written {{'name': ..., 'args': {{...}}}}, got keys {sorted(value)}")
+            if set(value) - {"name", "args"} or not isinstance(value.get("name"), str):
+                raise ConfigError(f"a {room} is written {{'name': ..., 'args': {{...}}}}, got {shown(dict(value))}")
             return from_dict(registry.get(room, value["name"]), value.get("args") or {})
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            registry.name_of(room, value)  # raises for an object of another slot
             return value
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     raise ConfigError(
-        f"{where or room}: expected a {room} (name, mapping or object), got {type(value).__name__} {value!r}"
+        f"{where or room}: expected a {room} (name, mapping or object), got {type(value).__name__} {shown(value)}"
     )
 
 
@@ -108,7 +108,7 @@ def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
     Raises `ConfigError` for an unknown field (with the nearest one suggested) or a value of the wrong type.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{cls.__name__}: expected a mapping, got {type(data).__name__} {data!r}")
+        raise ConfigError(f"{cls.__name__}: expected a mapping, got {type(data).__name__} {shown(data)}")
     names = [field.name for field in dataclasses.fields(cls)]
     for key in data:
         if key not in names:
@@ -117,7 +117,7 @@ def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
 
 
 def differences(new: Any, old: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """The leaves in which two `to_dict` forms differ: ``{"model.width": (new, old)}``; a missing leaf reads ``"(absent)"``."""
+    """Where two `to_dict` forms differ: ``{"model.width": (new, old)}``; a missing leaf reads ``"(absent)"``."""
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         pairs = {
             key: (new.get(key, _ABSENT), old.get(key, _ABSENT)) for key in (*new, *(k for k in old if k not in new))
@@ -142,7 +142,8 @@ def replace_at(value: Any, path: str, new: Any) -> Any:
     if head not in names:
         raise unknown(f"field of {type(value).__name__}", head, names)
     inner = replace_at(getattr(value, head), rest, new) if rest else new
-    return dataclasses.replace(value, **{head: inner})
+    spec: Any = value
+    return dataclasses.replace(spec, **{head: inner})
 
 
 _ABSENT = "(absent)"
@@ -154,7 +155,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint`` asks, or a `ConfigError`. Ints pass for floats; lists and mappings become tuples and Specs."""
+    """``value`` as ``hint`` asks, or `ConfigError`. Ints pass for floats; lists and mappings become tuples, Specs."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return value
@@ -164,7 +165,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
                 return _checked(value, option, where)
             except ConfigError:
                 continue
-        raise ConfigError(f"{where}: expected {_spell(hint)}, got {type(value).__name__} {value!r}")
+        raise ConfigError(f"{where}: expected {_spell(hint)}, got {type(value).__name__} {shown(value)}")
     if hint is type(None) and value is None:
         return value
     if origin is tuple and isinstance(value, (tuple, list)):
@@ -188,7 +189,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (str, bool) and isinstance(value, hint):
         return value
-    raise ConfigError(f"{where}: expected {_spell(hint)}, got {type(value).__name__} {value!r}")
+    raise ConfigError(f"{where}: expected {_spell(hint)}, got {type(value).__name__} {shown(value)}")
 
 
 def _spell(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""Parameter specifications: the one declaration from which initial values, sharding, weight-decay masks and `describe` come.
+"""Parameter specifications: the one declaration behind initial values, sharding, weight-decay masks and `describe`.
 
 A method returns a nested dict of `ParamSpec` from its ``params(dims)``; the arrays live in a nested dict of the same
 structure. A path into either is written ``"group_0/block_0/mixer/qkv"``.
@@ -118,7 +118,7 @@ def map_specs(function: Callable[[str, ParamSpec], Any], specs: Tree, prefix: st
 
 
 def initialize(specs: Tree, key: jax.Array) -> dict[str, Any]:
-    """Initial arrays for ``specs``. Each leaf's key depends on its path only, so adding one leaves the others as they were."""
+    """Initial arrays for ``specs``. A leaf's key depends on its path alone, so adding one leaves the others be."""
     return map_specs(lambda path, spec: spec.value(jax.random.fold_in(key, zlib.crc32(path.encode()))), specs)
 
 

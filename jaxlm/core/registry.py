@@ -47,7 +47,7 @@ def get(slot: str, name: str) -> type:
 
 
 def register(slot: str, name: str, cls: type) -> type:
-    """Adds a method that lives outside the library (a notebook, a study). Built-in methods use the slot's table instead."""
+    """Adds a method that lives outside the library (a notebook, a study). Built-in methods use the slot's table."""
     if name in methods(slot) and _EXTRA.get((slot, name)) is not cls:
         raise ConfigError(f"{slot} {name!r} is already registered; choose another name")
     _EXTRA[slot, name] = cls

@@ -84,13 +84,17 @@ class Mixer(Protocol):
     """A sequence mixer: attention, a recurrence, a convolution. A frozen dataclass."""
 
     paper: ClassVar[str]
-    causal: bool
-    streaming: bool
+    streaming: ClassVar[bool]
+
+    @property
+    def causal(self) -> bool:
+        """No output depends on a later token."""
+        ...
 
     def params(self, dims: Dims) -> Specs: ...
 
-    def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any) -> Any:
-        """The explicit state of one layer, a pytree of fixed shapes."""
+    def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> Any:
+        """The explicit state of one layer, a pytree of fixed shapes; ``cache`` is the policy of what keeps keys."""
         ...
 
     def flops(self, dims: Dims, length: int) -> float:
@@ -133,7 +137,7 @@ class PositionEncoding(Spec):
         return None
 
     def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
-        """The positions [B, L] the model is to use in place of the plain ones; random encodings draw them here, once."""
+        """The positions [B, L] to use in place of the plain ones; random encodings draw them here, once."""
         return positions
 
     def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:

@@ -1,8 +1,8 @@
 """Autoregressive generation: one prefill, then one jitted `lax.while_loop` of single steps.
 
-Stacked layers are taken apart once, outside the loop, and each layer has its own cache: with a scan over stacked weights
-and one stacked cache the same loop is 4.6 times slower on a CPU (batch 8). Prompts of different lengths are padded on the
-right; padding has segment 0, so nothing attends to it, and every row's positions go on from its own length.
+Stacked layers are taken apart once, outside the loop, and each layer has its own cache: with a scan over stacked
+weights and one stacked cache the same loop is 4.6 times slower on a CPU (batch 8). Prompts of different lengths are
+padded on the right; padding has segment 0, so nothing attends to it, and a row's positions go on from its own length.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def generate(
     prompt, lengths = _checked_prompt(spec, prompt_BL, prompt_lengths)
     require(max_new_tokens >= 1, f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     require(0 <= temperature < math.inf, f"temperature: expected 0 (greedy) or a positive number, got {temperature}")
-    require(temperature == 0 or key is not None, f"temperature {temperature} samples, which needs key=jax.random.key(seed)")
-    require(0 <= top_k <= spec.vocab_size, f"top_k: expected 0 (off) to {spec.vocab_size} (the vocabulary), got {top_k}")
+    require(temperature == 0 or key is not None, f"temperature {temperature} samples: give key=jax.random.key(seed)")
+    require(0 <= top_k <= spec.vocab_size, f"top_k: expected 0 (off) to {spec.vocab_size} (all tokens), got {top_k}")
     require(0 < top_p <= 1, f"top_p: expected a number in (0, 1], got {top_p}")
     wrong = [token for token in stop if not 0 <= token < spec.vocab_size]
     require(not wrong, f"stop: token {wrong[:1]} is outside the vocabulary of {spec.vocab_size}")
@@ -155,7 +155,7 @@ def _checked_prompt(spec: ModelSpec, prompt_BL: Any, prompt_lengths: Any) -> tup
         f"prompt_BL: expected integers of shape [B, L], got {prompt.dtype} {list(prompt.shape)}",
     )
     batch, size = prompt.shape
-    require(batch and size, f"prompt_BL: the prompt is empty, shape {[batch, size]}; give at least one token, such as <bos>")
+    require(batch and size, f"prompt_BL: the prompt is empty, shape {[batch, size]}; give one token or more")
     lengths = np.full(batch, size) if prompt_lengths is None else np.asarray(prompt_lengths)
     require(
         lengths.shape == (batch,) and lengths.dtype.kind in "iu",

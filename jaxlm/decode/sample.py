@@ -1,7 +1,7 @@
 """Choosing the next token: temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020, nucleus sampling).
 
-A sample is ``argmax(logits / temperature + Gumbel noise)``, an exact draw from the softmax (Gumbel 1954). The noise of a
-row is drawn from ``fold_in(fold_in(key, row), step)`` alone, so what else is in the batch cannot change it.
+A sample is ``argmax(logits / temperature + Gumbel noise)``, an exact draw from the softmax (Gumbel 1954). The noise of
+a row is drawn from ``fold_in(fold_in(key, row), step)`` alone, so what else is in the batch cannot change it.
 """
 
 from __future__ import annotations
@@ -29,4 +29,5 @@ def keep_top_p(logits_BV: jax.Array, p: jax.Array | float) -> jax.Array:
     ranked = jnp.sort(logits_BV, axis=-1, descending=True)
     chance = jax.nn.softmax(ranked, axis=-1)
     inside = jnp.cumsum(chance, axis=-1) - chance < p  # what the likelier ones amount to; so the first is always inside
-    return jnp.where(logits_BV >= jnp.min(jnp.where(inside, ranked, jnp.inf), axis=-1, keepdims=True), logits_BV, -jnp.inf)
+    least = jnp.min(jnp.where(inside, ranked, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= least, logits_BV, -jnp.inf)

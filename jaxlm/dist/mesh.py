@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -29,11 +31,12 @@ class Mesh(Spec):
         sizes = (self.data, self.fsdp, self.tensor)
         require(
             all(n == -1 or n > 0 for n in sizes) and sizes.count(-1) <= 1,
-            f"Mesh: expected positive sizes and at most one -1, got data={self.data} fsdp={self.fsdp} tensor={self.tensor}",
+            "Mesh: expected positive sizes and at most one -1, "
+            f"got data={self.data} fsdp={self.fsdp} tensor={self.tensor}",
         )
 
 
-def make_mesh(shape: Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(shape: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh with axes ("data", "fsdp", "tensor") over ``devices`` (default: all).
 
     Raises `ConfigError` if the sizes do not multiply to the number of devices.
@@ -44,6 +47,7 @@ def make_mesh(shape: Mesh, devices: list[jax.Device] | None = None) -> jax.shard
     full = tuple(count // known if n == -1 else n for n in sizes)
     require(
         math.prod(full) == count,
-        f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} does not fit {count} devices; the product must be {count}",
+        f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} does not fit {count} devices; "
+        f"the product must be {count}",
     )
     return compat.make_mesh(full, ("data", "fsdp", "tensor"), devices)

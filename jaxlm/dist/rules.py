@@ -1,7 +1,7 @@
 """Logical axis rules: which mesh axes a named dimension is split over.
 
-Parameters and activations name their dimensions ("embed", "heads", "mlp", "batch" ...); `RULES` says where each name goes.
-A dimension that its mesh axes do not divide stays whole, so any model runs on any mesh.
+Parameters and activations name their dimensions ("embed", "heads", "mlp", "batch" ...); `RULES` says where each goes. A
+dimension that its mesh axes do not divide stays whole, so any model runs on any mesh.
 """
 
 from __future__ import annotations
@@ -44,12 +44,20 @@ def use_mesh(mesh: jax.sharding.Mesh | None, rules: Rules = RULES) -> Iterator[N
 def sharding(
     mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = RULES
 ) -> NamedSharding:
-    """The placement of an array whose dimensions are named ``axes``."""
+    """The placement of an array whose dimensions are named ``axes``.
+
+    Written as compiled functions return it, without mesh axes of size 1 or trailing Nones, so that equal places are equal.
+    """
     parts: list[Any] = []
     for name, size in zip(axes, shape, strict=True):
         target = rules.get(name) if name is not None else None
-        names = (target,) if isinstance(target, str) else (target or ())
-        parts.append(target if names and size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+        names = tuple(n for n in ((target,) if isinstance(target, str) else target or ()) if mesh.shape[n] > 1)
+        if not names or size % math.prod(mesh.shape[n] for n in names):
+            parts.append(None)
+        else:
+            parts.append(names if len(names) > 1 else names[0])
+    while parts and parts[-1] is None:
+        parts.pop()
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 

@@ -1,4 +1,7 @@
-"""Two-layer perceptron: y = act(x W_in + b_in) W_out + b_out (Vaswani et al. 2017; squared ReLU: So et al. 2021, Primer)."""
+"""Two-layer perceptron: y = act(x W_in + b_in) W_out + b_out (Vaswani et al. 2017).
+
+The squared ReLU is from Primer (So et al. 2021).
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ sharding G moves no data; the output projection (G, R, K, D). Positions, mask, q
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -19,7 +20,7 @@ from jaxlm.core import registry
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import choose
 from jaxlm.core.params import FanIn, ParamSpec, zeros
-from jaxlm.core.types import Context, Dims, Mask, Params, PositionEncoding, Specs
+from jaxlm.core.types import Context, Dims, Params, Specs
 from jaxlm.ops.attention import IMPLEMENTATIONS, attention, merge
 from jaxlm.ops.dense import dense
 
@@ -45,8 +46,8 @@ class Attention(Spec):
       head_dim: head width K; 0 for ``width / heads``.
       position: how tokens learn where they are.
       mask: which keys a query sees.
-      scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1 and absorb
-        it in the initial queries; so does this.
+      scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1 and
+        absorb it in the initial queries; so does this.
       soft_cap: if positive, logits pass through ``cap * tanh(logits / cap)`` (Gemma 2).
       qk_norm: normalisation of each head's queries and keys, or None.
       qkv_bias, out_bias: learned offsets.
@@ -59,8 +60,8 @@ class Attention(Spec):
     heads: int = 8
     kv_heads: int = 0
     head_dim: int = 0
-    position: PositionEncoding = slot("position", "rotary")
-    mask: Mask = slot("mask", "causal")
+    position: Any = slot("position", "rotary")
+    mask: Any = slot("mask", "causal")
     scale: float = 0.0
     soft_cap: float = 0.0
     qk_norm: Any = slot("norm", None, optional=True)
@@ -70,13 +71,15 @@ class Attention(Spec):
 
     def check(self) -> None:
         require(
-            self.heads > 0 and self.kv_heads >= 0,
-            f"Attention.heads: expected positive integers, got {self.heads} and {self.kv_heads}",
+            self.heads > 0 and self.kv_heads >= 0 and self.head_dim >= 0,
+            f"Attention: expected heads > 0, kv_heads >= 0 and head_dim >= 0, "
+            f"got {self.heads}, {self.kv_heads} and {self.head_dim}",
         )
         require(
             self.heads % (self.kv_heads or self.heads) == 0,
             f"Attention.kv_heads: expected a divisor of heads {self.heads}, got {self.kv_heads}",
         )
+        require(not hasattr(self.scale, "aval"), "Attention.scale must be one number for all layers")
         require(self.soft_cap >= 0, f"Attention.soft_cap: expected a number >= 0, got {self.soft_cap}")
         choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
@@ -132,7 +135,8 @@ class Attention(Spec):
     ) -> tuple[jax.Array, FullCache | None]:
         """[B, L, D] -> [B, L, D]; with a state, the L tokens continue what the cache holds.
 
-        The same call serves the full pass, a prefill in pieces and single steps. Rows whose cache has overflowed read NaN.
+        The same call serves the full pass, a prefill in pieces and single steps. Rows whose cache has overflowed read
+        NaN.
         """
         q, k, v = self._project(p, x_BLD)
         where = (
@@ -153,9 +157,8 @@ class Attention(Spec):
             views = [(self.position.rotate(where, q, pos_q, ctx.length), k, None)]
         else:
             views = self.position.views(where, q, k, pos_q, pos_k, ctx.length)
-        out = lse = None
-        for view_q, view_k, region in views:
-            o, e = attention(
+        parts: list[Any] = [
+            attention(
                 view_q,
                 view_k,
                 v,
@@ -169,7 +172,9 @@ class Attention(Spec):
                 implementation=None if self.implementation == "auto" else self.implementation,
                 return_lse=True,
             )
-            out, lse = (o, e) if out is None else merge(out, lse, o, e)
+            for view_q, view_k, region in views
+        ]
+        out, _ = functools.reduce(lambda a, b: merge(*a, *b), parts)
         if state is not None:
             out = jnp.where(state.overflowed[:, None, None, None], jnp.nan, out)
         y = dense(out.reshape(*out.shape[:2], *p["out"].shape[:3]), p["out"], inputs=3)

@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxlm import dist
 from jaxlm.core import registry
@@ -304,13 +306,13 @@ def forward(
             _check_length(spec, size)
     else:
         positions = positions[None] if positions.ndim == 1 else positions
-        if not isinstance(positions, jax.core.Tracer):
-            _check_length(spec, int(positions.max()) + 1)
+        if not isinstance(positions, Tracer):
+            _check_length(spec, int(np.asarray(positions).max()) + 1)  # numpy: within a jit, jnp would trace it
     dtype = jnp.dtype(spec.dtype)
     if inputs_embeds is None:
         # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
         table = dist.constrain(params["embed"]["table"], ("vocab", None))
-        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
         x = x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
     else:
         x = inputs_embeds.astype(dtype)
@@ -340,7 +342,12 @@ def forward(
 
 
 def draw_positions(spec: ModelSpec, key: jax.Array, positions: jax.Array) -> jax.Array | None:
-    """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none."""
+    """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none.
+
+    Raises `ConfigError` if known positions are beyond what the model's encodings can represent.
+    """
+    if not isinstance(positions, Tracer):
+        _check_length(spec, int(np.asarray(positions).max()) + 1)
     for encoding, _ in position_encodings(spec).values():
         drawn = encoding.draw(key, positions)
         if drawn is not positions:

@@ -40,7 +40,7 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
 
 
 def describe(model: LanguageModel, length: int = 1024) -> str:
-    """A table of every parameter with its shape, logical axes and size, then totals and FLOPs per token at ``length``."""
+    """A table of every parameter with its shape, logical axes and size; totals, and FLOPs per token at ``length``."""
     rows: list[tuple[Any, ...]] = [("parameter", "shape", "axes", "size")]
     for path, spec in flatten(decoder.param_specs(model.spec)):
         axes = ", ".join(name or "-" for name in spec.full_axes)

@@ -9,7 +9,6 @@ from typing import Any
 from jaxlm.core import config
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import ConfigError, choose
-from jaxlm.core.types import Mixer
 
 VERSION = 1
 
@@ -30,7 +29,7 @@ class Block(Spec):
         one norm for both (GPT-J, PaLM). The parallel forms need placement ``"pre"``.
     """
 
-    mixer: Mixer = slot("mixer", "attention")
+    mixer: Any = slot("mixer", "attention")
     ffn: Any = slot("ffn", "mlp", optional=True)
     norm: Any = slot("norm", "rms")
     placement: str = "pre"
@@ -43,6 +42,12 @@ class Block(Spec):
             self.residual == "serial" or (self.placement == "pre" and self.ffn is not None),
             f"Block.residual {self.residual!r} needs placement 'pre' and an ffn",
         )
+
+
+class _Traced:
+    """Stands for a traced number, to learn before anything compiles whether a field may hold one."""
+
+    aval = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +80,13 @@ class Group(Spec):
             )
             for value in values:  # each must be a value the field accepts
                 config.replace_at(self.pattern[int(head)], rest, value)
+            try:
+                config.replace_at(self.pattern[int(head)], rest, _Traced())
+            except (ConfigError, TypeError):
+                raise ConfigError(f"Group.per_layer: {path!r} is not a number that may differ between repeats") from None
 
     def blocks(self, values: dict[str, Any]) -> tuple[Block, ...]:
-        """The pattern with per-layer fields set; ``values`` maps each path of ``per_layer`` to one number, maybe traced."""
+        """The pattern with per-layer fields set; ``values`` maps each path of ``per_layer`` to a (traced) number."""
         blocks = list(self.pattern)
         for path, value in values.items():
             head, _, rest = path.partition(".")
@@ -142,10 +151,10 @@ class ModelSpec(Spec):
     def from_json(cls, text: str) -> ModelSpec:
         """The inverse of `to_json`. Raises `ConfigError` for another version or any field that does not fit."""
         try:
-            data = json.loads(text)
+            data: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"model specification is not JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("version") != VERSION:
-            found = data.get("version") if isinstance(data, dict) else None
+        found = data.get("version") if isinstance(data, dict) else None
+        if found != VERSION:
             raise ConfigError(f"model specification has version {found!r}; this jaxlm reads version {VERSION}")
         return config.from_dict(cls, data.get("model"))

@@ -1,7 +1,7 @@
 """ALiBi: logits get -slope_h * |i - j|, with a fixed geometric slope per head.
 
-slope_h = 2^(-8 (h+1) / H) for H a power of two; otherwise the slopes of the power of two below, then every other slope of
-twice that. Learned: nothing. Claimed: train short, test long (Press et al. 2022). Shown by:
+slope_h = 2^(-8 (h+1) / H) for H a power of two; otherwise the slopes of the power of two below, then every other slope
+of twice that. Learned: nothing. Claimed: train short, test long (Press et al. 2022). Shown by:
 experiments.length_generalization. Slopes and distances stay float32: in low precision whole heads underflow.
 """
 

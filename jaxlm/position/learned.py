@@ -42,5 +42,6 @@ class Learned(PositionEncoding):
         return self.size
 
     def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array:
-        """Rows of the table; a traced position beyond it reads NaN rather than a neighbour's row."""
-        return p["table"].at[positions].get(mode="fill", fill_value=jnp.nan).astype(jnp.float32)
+        """Rows of the table; a traced position outside it reads NaN rather than a neighbour's row."""
+        rows = p["table"].at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(jnp.float32)

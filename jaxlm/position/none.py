@@ -1,7 +1,8 @@
 """No position encoding (NoPE): the causal mask alone tells a decoder where it is.
 
 Formula: none. Learned: nothing. Claimed: extrapolates better than explicit encodings on many reasoning tasks
-(Kazemnejad et al. 2023; Haviv et al. 2022 show that positions are recoverable). Shown by: experiments.length_generalization.
+(Kazemnejad et al. 2023; Haviv et al. 2022 show that positions are recoverable). Shown by:
+experiments.length_generalization.
 """
 
 from __future__ import annotations

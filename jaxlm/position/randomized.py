@@ -9,7 +9,7 @@ experiments.length_generalization.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Randomized(PositionEncoding):
 
     paper: ClassVar[str] = "Ruoss et al. 2023, Randomized Positional Encodings Boost Length Generalization"
 
-    inner: PositionEncoding = slot("position", "rotary")
+    inner: Any = slot("position", "rotary")
     max_position: int = 2048
 
     def check(self) -> None:
@@ -49,16 +49,17 @@ class Randomized(PositionEncoding):
         return self.inner.pre_rotate
 
     def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
-        """For each row with n = max(position) + 1, a sorted uniform n-subset of 0..max_position-1, indexed by the positions.
+        """For a row with n = max(position) + 1: a sorted uniform n-subset of 0..max_position-1, read at the positions.
 
-        Segments of a packed row share the row's draw. Row b draws from ``fold_in(key, b)``.
+        Segments of a packed row share the row's draw. Row b draws from ``fold_in(key, b)``. For positions from
+        max_position on there is nothing left to draw: they read max_position, which no model accepts.
         """
 
         def row(key: jax.Array, plain: jax.Array) -> jax.Array:
             order = jnp.argsort(jax.random.uniform(key, (self.max_position,)))
             kept = jnp.arange(self.max_position) <= plain.max()
             chosen = jnp.sort(jnp.where(kept, order, self.max_position))
-            return chosen.at[plain].get(mode="fill", fill_value=-1).astype(jnp.int32)
+            return chosen.at[plain].get(mode="fill", fill_value=self.max_position).astype(jnp.int32)
 
         keys = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(positions.shape[0]))
         return jax.vmap(row)(keys, positions)

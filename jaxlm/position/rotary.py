@@ -1,9 +1,9 @@
 """Rotary position embedding: pairs of channels of q and k are turned by angle i * f_m, f_m = base^(-2m/d).
 
-The score of (i, j) then depends on i - j alone. Learned: nothing. Claimed: relative positions at no cost (Su et al. 2021);
-does not extrapolate untouched (Kazemnejad et al. 2023). Shown by: experiments.length_generalization.
-Pairing is not visible in shapes: ``"half"`` pairs channel m with m + d/2 (Llama, GPT-NeoX), ``"interleaved"`` pairs 2m with
-2m + 1 (the paper, GPT-J, McGill-NLP's length-generalization project, which turns only the first 25 % of each head).
+The score of (i, j) then depends on i - j alone. Learned: nothing. Claimed: relative positions at no cost (Su et al.
+2021); does not extrapolate untouched (Kazemnejad et al. 2023). Shown by: experiments.length_generalization.
+Pairing is not visible in shapes: ``"half"`` pairs channel m with m + d/2 (Llama, GPT-NeoX), ``"interleaved"`` pairs 2m
+with 2m + 1 (the paper, GPT-J, and McGill-NLP's length-generalization project, which turns a quarter of each head).
 """
 
 from __future__ import annotations

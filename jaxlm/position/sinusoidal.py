@@ -1,7 +1,7 @@
 """Sinusoidal absolute positions: sin(i f_m) and cos(i f_m), f_m = base^(-2m/D), added to the embeddings.
 
-Learned: nothing. Claimed: "may allow the model to extrapolate" (Vaswani et al. 2017); it does not (Kazemnejad et al. 2023).
-Shown by: experiments.length_generalization. Two layouts exist: all sines then all cosines (Marian, McGill-NLP's
+Learned: nothing. Claimed: "may allow the model to extrapolate" (Vaswani et al. 2017); it does not (Kazemnejad et al.
+2023). Shown by: experiments.length_generalization. Two layouts exist: all sines then all cosines (Marian, McGill-NLP's
 length-generalization project, the default) and interleaved (the original).
 """
 

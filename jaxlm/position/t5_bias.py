@@ -1,7 +1,7 @@
 """T5's relative bias: logits get table[bucket(i - j), h], with exact buckets near and logarithmic ones far.
 
-Learned: one table [buckets, heads], shared by all layers. Claimed: simple and good in distribution (Raffel et al. 2020),
-second best at extrapolation on average (Kazemnejad et al. 2023). Shown by: experiments.length_generalization.
+Learned: one table [buckets, heads], shared by all layers. Claimed: simple and good in distribution (Raffel et al.
+2020), second best at extrapolation on average (Kazemnejad et al. 2023). Shown by: experiments.length_generalization.
 """
 
 from __future__ import annotations

@@ -1,41 +1,42 @@
 """Checkpoints that survive faults: Orbax (its v1 functions) behind this one file.
 
-Orbax moves the bytes: each process writes its own shards in the background, the arrays come back on any mesh, and a step
-appears by an atomic rename. What a step is worth is decided here:
+Orbax moves the bytes: each process writes its own shards in the background, the arrays come back on any mesh, and a
+step appears by an atomic rename. What a step is worth is decided here:
 
 * A step counts once Orbax has committed it *and* its manifest of hashes is written (`jaxlm.train.integrity`). An
   asynchronous save gets its manifest from the same background thread, as soon as Orbax is done.
-* `Checkpointer.restore` takes the newest step whose files still have their hashes. A damaged or half-written step is named
-  in one warning, moved to ``set_aside/`` (never deleted), and the next older one is tried.
-* An older step is deleted only after a newer one counts, and a save that fails is a warning, never the end of a run.
+* `Checkpointer.restore` takes the newest step whose files still have their hashes. A damaged or half-written step is
+  named in one warning, moved to ``set_aside/`` (never deleted), and the next older one is tried.
+* An older step is deleted only after a newer one counts; a save that fails is a warning, never the end of a run.
 
-The folder (local, or shared by all processes) holds one sub-folder a step, its name the number. Arrays are stored under
-their path in the state ("params/embed/table"), so what can be restored does not depend on the classes of the containers.
-Of several processes the first alone judges, renames and deletes, and the others take its word (`jaxlm.train.agreement`);
-all of them call `save`, `restore`, `restore_params`, `read_meta` and `wait` together.
+The folder (local, or shared by all processes) holds one sub-folder a step, its name the number; arrays are stored by
+their path in the state (`jaxlm.train.leaves`). Of several processes the first alone judges, renames and deletes, and
+the others take its word (`jaxlm.train.agreement`); all of them call `save`, `wait`, `read_meta` and the `restore`
+functions together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from absl import logging
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, choose
-from jaxlm.train import agreement, integrity
+from jaxlm.train import agreement, integrity, leaves
+
+log = logging.getLogger(__name__)
 
 SET_ASIDE = "set_aside"
 _STATE = "state"  # the name of the arrays inside an Orbax step
@@ -80,10 +81,12 @@ class Checkpointer:
         require(keep_best >= 0, f"Checkpointer: keep_best must not be negative, got {keep_best}")
         self._folder = Path(folder).absolute()
         self._keep, self._keep_best = keep, keep_best
-        self._best_metric, self._best_sign = best_metric, {"min": 1, "max": -1}[choose("best_mode", best_mode, ("min", "max"))]
+        self._best_metric = best_metric
+        self._best_sign = 1 if choose("best_mode", best_mode, ("min", "max")) == "min" else -1
         self._asynchronous, self._verify = asynchronous, verify
         self._current: int | None = None  # the step this process last saved or restored
         self._saving: _Saving | None = None
+        logging.getLogger("absl").addFilter(_is_no_echo)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> bool:
         """Saves ``state`` as ``step``; first waits for the save before, if that is still being written.
@@ -99,14 +102,14 @@ class Checkpointer:
 
         Raises `ConfigError` for a leaf that is no array and `TypeError` for metadata that is not JSON.
         """
-        arrays = _flatten(state, (jax.Array, np.ndarray))
+        arrays = leaves.flatten(state, (jax.Array, np.ndarray))
         record = {
             "step": step,
             "meta": dict(meta),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
-            "arrays": {name: _describe(array) for name, array in arrays.items()},
+            "arrays": {name: leaves.describe(array) for name, array in arrays.items()},
         }
-        json.dumps(record)
+        record = json.loads(json.dumps(record))  # fails here if at all, and no longer follows what the caller changes
         self.wait()
         if step == self._current:
             return True
@@ -125,36 +128,38 @@ class Checkpointer:
             without a sharding goes to the first local device; numpy arrays come back as numpy arrays.
           step: a certain step.
 
-        Steps that turn out damaged or half-written are set aside. Raises `ConfigError` if the template does not have the
-        paths, shapes and dtypes that were saved, or if ``step`` is asked for and not good.
+        Steps that turn out damaged or half-written are set aside. Raises `ConfigError` if the template does not have
+        the paths, shapes and dtypes that were saved, or if ``step`` is asked for and not good.
         """
         self.wait()
-        restored = self._restore(_flatten(template), step, partial=False, set_aside=True)
-        if restored is None:
-            return None
-        self._current = restored.step
-        leaves = [restored.state[name] for name in _flatten(template)]
-        return dataclasses.replace(restored, state=jax.tree.unflatten(jax.tree.structure(template), leaves))
+        restored = self._restore(template, step, partial=False, set_aside=True)
+        if restored is not None:
+            self._current = restored.step
+        return restored
 
-    def restore_params(self, template: Any, step: int | None = None, *, subtree: str = "params") -> Any:
-        """One subtree of the newest good step, for use without the rest; leaves the folder as it is.
+    def restore_part(self, template: Any, step: int | None = None) -> Any:
+        """Those arrays of the newest good step that ``template`` names, ``{"params": ..., "optimizer": {"ema": ...}}``.
 
-        Raises `ConfigError` if there is no good step, or if ``template`` does not fit what was saved.
+        For use without the rest; leaves the folder as it is. Raises `ConfigError` if there is no good step, or if
+        ``template`` does not fit what was saved.
         """
         self.wait()
-        wanted = _flatten({subtree: template})
-        restored = self._restore(wanted, step, partial=True, set_aside=False)
+        restored = self._restore(template, step, partial=True, set_aside=False)
         if restored is None:
             raise self._nothing()
-        return jax.tree.unflatten(jax.tree.structure(template), [restored.state[name] for name in wanted])
+        return restored.state
+
+    def restore_params(self, template: Any, step: int | None = None, *, subtree: str = "params") -> Any:
+        """One branch of the state, as `restore_part` reads it."""
+        return self.restore_part({subtree: template}, step)[subtree]
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
-        """The metadata of the newest good step (or of ``step``), read without touching the arrays.
+        """The metadata of the newest committed step (or of ``step``), without the arrays; the manifest vouches for it.
 
-        Raises `ConfigError` if there is no good step.
+        Raises `ConfigError` if there is none.
         """
         self.wait()
-        chosen = self._choose(step, hashes=self._verify, set_aside=False)
+        chosen = self._choose(step, hashes=False, set_aside=False)
         if chosen is None:
             raise self._nothing()
         return integrity.read_manifest(self._path(chosen))["meta"]
@@ -184,13 +189,16 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._saving is not None:
+            self._saving.join()  # without `agreement`: an error may be on this process alone
 
-    # Saving, on process 0.
+    # Saving.
 
     def _make_way(self, step: int) -> bool:
-        """Clears the name of a step about to be written: what is there was cut short, or belongs to a longer run before."""
+        """Clears the name of a step about to be written: what is there was cut short, or is of a longer run before."""
         if jax.process_index() == 0:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +206,7 @@ class Checkpointer:
                     if _number(path) == step:
                         self._set_aside(path, "the step is being saved again")
             except OSError as error:
-                logging.warning("saving step %d failed, the steps before it stay: %s", step, error)
+                log.warning("saving step %d failed, the steps before it stay: %s", step, error)
                 return False
         return True
 
@@ -209,7 +217,7 @@ class Checkpointer:
             try:
                 self._delete_old()
             except OSError as error:
-                logging.warning("old checkpoints could not be deleted: %s", error)
+                log.warning("old checkpoints could not be deleted: %s", error)
 
     def _give_up(self, step: int) -> None:
         """Frees what a save that failed here has written (the disk may be full); Orbax never made a step of it."""
@@ -219,8 +227,8 @@ class Checkpointer:
 
     def _delete_old(self) -> None:
         records = self._records()
-        kept = set(sorted(records)[-self._keep :] if self._keep else records) | set(self._ranked(records)[: self._keep_best])
-        for step in records.keys() - kept:
+        newest = sorted(records)[-self._keep :] if self._keep else records
+        for step in records.keys() - {*newest, *self._ranked(records)[: self._keep_best]}:
             # A rename first: a step that is half deleted when the process dies must not look like a damaged one.
             self._path(step).rename(self._folder / f"{_DELETING}{step}")
         for path in self._folder.glob(f"{_DELETING}*"):
@@ -228,18 +236,18 @@ class Checkpointer:
 
     # Restoring.
 
-    def _restore(
-        self, template: Mapping[str, Any], step: int | None, *, partial: bool, set_aside: bool
-    ) -> Restored | None:
-        hashes = self._verify
+    def _restore(self, template: Any, step: int | None, *, partial: bool, set_aside: bool) -> Restored | None:
+        wanted, hashes = leaves.flatten(template), self._verify
         while True:
             chosen = self._choose(step, hashes=hashes, set_aside=set_aside)
             if chosen is None:
                 return None
             record = integrity.read_manifest(self._path(chosen))
-            _check_fits(template, record["arrays"], partial, self._path(chosen))
+            leaves.check_fits(wanted, record["arrays"], partial, self._path(chosen))
             try:
-                return Restored(chosen, _load(self._path(chosen), template, record["arrays"]), record["meta"])
+                arrays = _load(self._path(chosen), wanted, record["arrays"])
+                state = jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
+                return Restored(chosen, state, record["meta"])
             except Exception:
                 if hashes:
                     raise
@@ -261,7 +269,7 @@ class Checkpointer:
                     if set_aside:
                         self._set_aside(path, str(error))
                     else:
-                        logging.warning("checkpoint step %d is not used: %s", _number(path), error)
+                        log.warning("checkpoint step %d is not used: %s", _number(path), error)
                 else:
                     found = _number(path)
                     break
@@ -280,7 +288,7 @@ class Checkpointer:
         while target.exists():
             target, k = home / f"{step}.{k + 1}", k + 1
         path.rename(target)
-        logging.warning("checkpoint step %d is set aside as %s: %s", step, target, reason)
+        log.warning("checkpoint step %d is set aside as %s: %s", step, target, reason)
 
     # Looking.
 
@@ -306,9 +314,10 @@ class Checkpointer:
 
     def _ranked(self, records: Mapping[int, Mapping[str, Any]]) -> list[int]:
         """Steps that have the metric, best first; of equals the newest; a NaN is worst."""
-        scores = {step: record["metrics"].get(self._best_metric) for step, record in records.items()}
-        signed = {step: math.inf if math.isnan(x) else self._best_sign * x for step, x in scores.items() if x is not None}
-        return sorted(signed, key=lambda step: (signed[step], -step))
+        name = self._best_metric
+        scores = {step: record["metrics"][name] for step, record in records.items() if name in record["metrics"]}
+        cost = {step: math.inf if math.isnan(score) else self._best_sign * score for step, score in scores.items()}
+        return sorted(cost, key=lambda step: (cost[step], -step))
 
     def _nothing(self) -> ConfigError:
         return ConfigError(f"{self._folder} holds no good checkpoint; committed steps: {self.steps()}")
@@ -324,7 +333,7 @@ class _Saving:
         self._commit, self._give_up = commit, give_up
         self._error: Exception | None = None
         try:
-            self._response = ocp.save_checkpointables_async(path, {_STATE: arrays})
+            self._response = ocp.save_checkpointables_async(str(path), {_STATE: arrays})
         except Exception as error:
             self._fail(error)
         self.failed_at_once = self._error is not None
@@ -345,61 +354,20 @@ class _Saving:
 
     def _fail(self, error: Exception) -> None:
         self._error = error
-        reason = str(error).splitlines()[0] if str(error) else ""
-        logging.warning("saving step %d failed, the steps before it stay: %s: %s", self.step, type(error).__name__, reason)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        log.warning("saving step %d failed, the steps before it stay: %s", self.step, reason)
         self._give_up(self.step)
 
 
-def _load(path: Path, template: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = {name: _target(template[name]) if name in template else ocp.PLACEHOLDER for name in saved}
-    arrays = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
-    return {name: arrays[name] for name in template}
+def _load(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    targets = {name: leaves.target(wanted[name]) if name in wanted else ocp.PLACEHOLDER for name in saved}
+    return ocp.load_checkpointables(str(path), {_STATE: targets})[_STATE]
 
 
-def _target(leaf: Any) -> Any:
-    """What Orbax is to make of a leaf of the template. Without a sharding it would take the one of the save."""
-    if isinstance(leaf, np.ndarray):
-        return leaf
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _flatten(tree: Any, kinds: tuple[type, ...] = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)) -> dict[str, Any]:
-    """The leaves by path, ``{"params/embed/table": array}``; raises `ConfigError` for one that is not of these kinds."""
-    out = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        require(
-            isinstance(leaf, kinds),
-            f"checkpoint: {name} is of type {type(leaf).__name__}; leaves must be arrays",
-        )
-        require(name not in out, f"checkpoint: two leaves have the path {name}")
-        out[name] = leaf
-    if jax.process_count() > 1:
-        for name, leaf in out.items():
-            require(
-                not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable,
-                f"checkpoint: {name} lives on one process only; put it on the mesh (replicated, if need be)",
-            )
-    return out
-
-
-def _describe(array: Any) -> list[Any]:
-    return [str(array.dtype), list(array.shape)]
-
-
-def _check_fits(template: Mapping[str, Any], saved: Mapping[str, Any], partial: bool, path: Path) -> None:
-    """Raises `ConfigError` naming the first leaves in which the template is not what was saved."""
-    wrong = [f"{name} is not in the checkpoint" for name in template if name not in saved]
-    wrong += [f"{name} is not asked for" for name in saved if not partial and name not in template]
-    for name in template.keys() & saved.keys():
-        asked, found = _describe(template[name]), list(saved[name])
-        if asked != found:
-            wrong.append(f"{name} is {found[0]}{found[1]} in the checkpoint, {asked[0]}{asked[1]} was asked for")
-    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    require(not wrong, f"{path} does not fit: {'; '.join(sorted(wrong)[:3])}{more}")
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Drops what each of Orbax's threads says of a failed save (some hundred lines): `_Saving` reports it in one."""
+    return "_SignalingThread.run() raised an exception" not in str(record.msg)
 
 
 def _number(path: Path) -> int:
     return int(path.name.partition(_UNFINISHED)[0])
-

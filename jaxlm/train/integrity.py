@@ -1,9 +1,9 @@
 """A manifest of hashes for a checkpoint folder: what Orbax does not check, checked.
 
-Measured with orbax-checkpoint 0.12.8: one flipped byte in an array file restores as wrong numbers without an error, and an
-empty folder counts as the newest step. So a step counts only once its ``manifest.json`` exists, written after Orbax has
-committed the arrays, and it is trusted only while every file still has the size and the SHA-256 written there. The
-manifest also carries the step's JSON metadata, and its own hash.
+Measured with orbax-checkpoint 0.12.8: one flipped byte in an array file restores as wrong numbers without an error,
+and an empty folder counts as the newest step. So a step counts only once its ``manifest.json`` exists, written after
+Orbax has committed the arrays, and it is trusted only while every file still has the size and the SHA-256 written
+there. The manifest also carries the step's JSON metadata, and its own hash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Damaged(Exception):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` holds either its old content or all of the new one, whenever the process dies."""
+    """Writes ``text`` so that ``path`` holds its old content or all of the new, whenever the process dies."""
     temporary = path.with_name(temporary_name(path.name))
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -52,12 +52,12 @@ def write_manifest(folder: Path, record: Mapping[str, Any]) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         hashes = pool.map(lambda name: _sha256(folder / name, flush=True), names)
         files = {name: [(folder / name).stat().st_size, sha256] for name, sha256 in zip(names, hashes, strict=True)}
-    body = {**record, "files": files}
+    body = json.loads(json.dumps({**record, "files": files}))  # as it will be read: keys are strings
     write_atomically(folder / MANIFEST, json.dumps({"sha256": _sha256_of(body), "body": body}, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The record of a committed step (with ``"files"``: ``{name: [bytes, sha256]}``); raises `Damaged` if there is none."""
+    """The record of a committed step, with ``"files": {name: [bytes, sha256]}``; raises `Damaged` if there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         body, sha256 = manifest["body"], manifest["sha256"]

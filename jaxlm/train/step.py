@@ -35,13 +35,13 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, steps done; it is also the position in the data.
-      seed: uint32 scalar; with the step, the source of all randomness. Traced, so runs that differ in it share a compile.
+      seed: uint32 scalar; with the step, the source of all randomness. Traced: runs that differ in it share a compile.
       params: trained and frozen parameters; ``{"base", "lora"}`` when adapters are trained.
       optimizer: `jaxlm.train.optimizer.OptimizerState`.
     """
 
-    step: jax.Array
-    seed: jax.Array
+    step: Any
+    seed: Any
     params: Any
     optimizer: Any
 
@@ -167,7 +167,7 @@ class Trainer:
     # ---- steps
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update. Returns the new state and float32 scalars: the objective's means, grad_norm, learning_rate, tokens,
+        """One update. Returns the new state and scalars: the objective's means, grad_norm, learning_rate, tokens,
         skipped, skipped_in_a_row.
 
         Raises `ConfigError` (when traced) for a batch that ``accumulate`` does not divide.
@@ -186,8 +186,10 @@ class Trainer:
             weight = sums["loss"][1]
             # A batch without any weighted token has gradient 0, not NaN.
             gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8), gradients)
-            updates, optimizer = self._update.update(gradients, state.optimizer, chosen)
-            params = join(optax.apply_updates(chosen, updates), frozen)
+            change: Any = self._update.update(gradients, state.optimizer, chosen)
+            updates, optimizer = change
+            updated: Any = optax.apply_updates(chosen, updates)
+            params = join(updated, frozen)
             metrics = {name: total / jnp.maximum(w, 1e-8) for name, (total, w) in sums.items()}
             metrics |= {
                 "tokens": weight,
@@ -196,7 +198,10 @@ class Trainer:
                 "skipped": optimizer.skipped,
                 "skipped_in_a_row": optimizer.in_a_row,
             }
-            return TrainState(state.step + 1, state.seed, params, optimizer), metrics
+            state = TrainState(state.step + 1, state.seed, params, optimizer)
+            if self.mesh is not None:  # the places of the input again, so that it can be donated and one compile serves
+                state = jax.lax.with_sharding_constraint(state, self.shardings())
+            return state, metrics
 
     def evaluate(self, params: Any, batch: Batch, seed: int | jax.Array = 0) -> dict[str, tuple[jax.Array, jax.Array]]:
         """``{name: (sum, weight)}`` of the objective on a batch, the model in evaluation mode."""
@@ -208,8 +213,9 @@ class Trainer:
         """The batch on its devices, as the objective wants it, with drawn positions where the model draws them."""
         batch = {name: dist.constrain(jnp.asarray(x), ("batch",) + (None,) * (x.ndim - 1)) for name, x in batch.items()}
         batch = dict(self.objective.prepare(batch, jax.random.fold_in(key, 1)))
-        plain = plain_positions(*batch["tokens"].shape, batch.get("segment_ids"))
-        drawn = self.model.draw(jax.random.fold_in(key, 2), jnp.broadcast_to(plain, batch["tokens"].shape))
+        rows, length = batch["tokens"].shape
+        plain = plain_positions(rows, length, batch.get("segment_ids"))
+        drawn = self.model.draw(jax.random.fold_in(key, 2), jnp.broadcast_to(plain, (rows, length)))
         if drawn is None:
             batch.pop("positions", None)
         else:

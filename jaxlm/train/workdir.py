@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.core.config import differences
 from jaxlm.core.errors import ConfigError
+from jaxlm.train.integrity import temporary_name, write_atomically
+from jaxlm.train.resume import changed_fields
 
 FILE = "config.json"
 
 
-def claim_workdir(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Path:
-    """Creates the folder and writes ``config.json``, or checks that the one there is the same.
+def claim_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], ignore: Sequence[str] = ()) -> Path:
+    """Creates the folder and writes ``config.json``, or checks that the one there is of the same run.
+
+    In a run of several processes, the first alone calls this.
 
     Args:
       path: of the folder.
       config: the resolved run configuration, JSON-ready.
+      ignore: dotted prefixes of fields that a run may change when it is resumed; they are then written anew.
 
     Raises:
       ConfigError: in one line, for a folder that cannot be written, that belongs to another configuration (the
         differing fields are named), or that holds files but no ``config.json``.
     """
     folder = Path(path)
+    text = json.dumps(config, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / FILE).exists():
-            saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            changed = differences(json.loads(json.dumps(config)), saved)
+            changed = changed_fields(json.loads(text), json.loads((folder / FILE).read_bytes()), ignore)
             if changed:
-                named = "; ".join(f"{field} {new!r} != {old!r}" for field, (new, old) in changed.items())
-                raise ConfigError(f"workdir {folder} belongs to another configuration ({named}); choose another --workdir")
-            return folder
-        if any(folder.iterdir()):
+                raise ConfigError(
+                    f"workdir {folder} belongs to another configuration ({changed}); choose another --workdir"
+                )
+        elif any(found.name != temporary_name(FILE) for found in folder.iterdir()):
             raise ConfigError(f"workdir {folder} holds files but no {FILE}; choose an empty or new folder")
-        beside = folder / (FILE + ".tmp")
-        beside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, folder / FILE)
-    except json.JSONDecodeError as error:
+        write_atomically(folder / FILE, text)  # the same or not: a folder that is read-only by now is found out
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"workdir {folder}: {FILE} is not JSON ({error}); choose another --workdir") from None
     except OSError as error:
         raise ConfigError(f"workdir {folder} cannot be written: {error.strerror}; choose another --workdir") from None

@@ -1,0 +1,84 @@
+"""A byte-level language model of the Python standard library, or of any other text.
+
+    python -m experiments.train_lm --config=configs/train_lm.py:small --workdir=runs/lm
+
+The standard library differs between Python releases, so a loss means something only beside the corpus hash that is
+printed with it. Expected, validation bits per byte: EXPECTED
+"""
+
+from __future__ import annotations
+
+from experiments.train_lm import Data, RunConfig
+from jaxlm.core.errors import choose
+from jaxlm.dist.mesh import Mesh
+from jaxlm.ffn.glu import Glu
+from jaxlm.mixer.attention import Attention
+from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.train.config import TrainConfig
+from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.schedule import Schedule
+
+PRESETS = {
+    "smoke": "2 layers of width 64, 150 steps: that everything runs (< 60 s on 2 CPU cores)",
+    "small": "4 layers of width 128, 1,500 steps: Python that looks like Python, in minutes on 2 CPU cores",
+    "gpu": "12 layers of width 768, bfloat16, rows of 1,024 bytes, one GPU",
+    "tpu": "24 layers of width 1,024, bfloat16, rows of 2,048 bytes, parameters sharded over all chips",
+}
+
+
+def get_config(preset: str = "small") -> RunConfig:
+    return {"smoke": _smoke, "small": _small, "gpu": _gpu, "tpu": _tpu}[choose("preset", preset, PRESETS)]()
+
+
+def _model(width: int, layers: int, heads: int, **more) -> ModelSpec:
+    block = Block(mixer=Attention(heads=heads, position="rotary"), ffn=Glu())
+    return ModelSpec(
+        vocab_size=ByteTokenizer().vocab_size, width=width, layers=(Group((block,), repeats=layers),), **more
+    )
+
+
+def _optimizer(peak: float, warmup: float) -> Optimizer:
+    return Optimizer(schedule=Schedule("cosine", peak, warmup=warmup))
+
+
+def _smoke() -> RunConfig:
+    return RunConfig(
+        model=_model(64, 2, 4),
+        train=TrainConfig(steps=150, batch_size=16, optimizer=_optimizer(5e-3, 20), log_every=10, eval_every=75),
+        data=Data(length=128),
+    )
+
+
+def _small() -> RunConfig:
+    return RunConfig(
+        model=_model(128, 4, 4),
+        train=TrainConfig(steps=1500, batch_size=16, optimizer=_optimizer(3e-3, 100), eval_every=500, save_every=250),
+        data=Data(length=256),
+    )
+
+
+def _gpu() -> RunConfig:
+    return RunConfig(
+        model=_model(768, 12, 12, dtype="bfloat16"),
+        train=TrainConfig(
+            steps=5000, batch_size=128, optimizer=_optimizer(1e-3, 200), log_every=20, eval_every=500, save_every=500
+        ),
+        data=Data(length=1024),
+    )
+
+
+def _tpu() -> RunConfig:
+    return RunConfig(
+        model=_model(1024, 24, 16, dtype="bfloat16"),
+        train=TrainConfig(
+            steps=10_000,
+            batch_size=256,
+            optimizer=_optimizer(6e-4, 500),
+            mesh=Mesh(data=1, fsdp=-1),
+            log_every=20,
+            eval_every=1000,
+            save_every=500,
+        ),
+        data=Data(length=2048),
+    )

@@ -1,0 +1,148 @@
+"""Train a language model on any text: files, folders, JSON lines, parquet, or the library that every Python carries.
+
+    python -m experiments.train_lm --config=configs/train_lm.py:smoke --workdir=runs/lm
+    python -m experiments.train_lm --config.data.source='books/*.jsonl.gz' --workdir=runs/books
+    python -m experiments.generate --workdir=runs/lm --prompt='def '
+
+The same command continues a run that was interrupted, from its last checkpoint and bit for bit. A learning rate or a
+corpus that has changed since is another run, and needs another --workdir.
+
+Writes to --workdir: config.json (with the SHA-256 of the corpus), metrics.jsonl, checkpoints/, results.csv (every loss
+beside the corpus it was measured on), table.txt, loss.png, provenance.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import flags as config_flags
+from experiments import provenance
+from experiments import train_lm_report as report
+from jaxlm.core.config import Spec, require, slot, to_dict
+from jaxlm.core.errors import choose
+from jaxlm.data.loader import Loader
+from jaxlm.data.pack import LAYOUTS, TokenStream, rows
+from jaxlm.data.text import Corpus, read
+from jaxlm.dist.processes import initialize
+from jaxlm.model import decoder
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.spec import ModelSpec
+from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.train.config import TrainConfig
+from jaxlm.train.load import load_checkpoint
+from jaxlm.train.loop import fit
+
+PROFILE = flags.DEFINE_string("profile", "", "steps to trace into <workdir>/profile, such as 10:15")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Spec):
+    """Text, and how it becomes rows.
+
+    Attributes:
+      source: what to train on (`jaxlm.data.text` lists the kinds).
+      validation: what to evaluate on, likewise; empty for 5 % of the source's documents, chosen by their hash.
+      field: of JSON lines and parquet rows.
+      binary: take bytes that are not UTF-8.
+      chunk: cut documents into pieces of at most this many bytes; 0 for whole documents.
+      length: of the rows, in tokens.
+      layout: ``"pack"`` documents end to end, or ``"pad"`` each in rows of its own.
+      tokenizer: text to tokens.
+    """
+
+    source: str = "stdlib:"
+    validation: str = ""
+    field: str = "text"
+    binary: bool = False
+    chunk: int = 0
+    length: int = 256
+    layout: str = "pack"
+    tokenizer: Any = slot("tokenizer", "byte")
+
+    def check(self) -> None:
+        choose("Data.layout", self.layout, LAYOUTS)
+        require(self.length >= 2, f"Data.length: expected at least 2 tokens, got {self.length}")
+
+    def corpora(self) -> dict[str, Corpus]:
+        """The documents to train on and to evaluate on. Raises `ConfigError` where there are none."""
+        options = {"field": self.field, "binary": self.binary, "chunk": self.chunk}
+        corpus = read(self.source, **options)
+        if self.validation:
+            return {"train": corpus, "validation": read(self.validation, **options)}
+        return {name: corpus.part(name) for name in ("train", "validation")}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Spec):
+    """A run.
+
+    Attributes:
+      model: its vocabulary must hold the tokenizer's (259 for bytes).
+      objective: what is learned.
+      train: for how long and how.
+      data: from what.
+      start: the workdir of another run whose parameters this one starts from; empty for fresh ones.
+    """
+
+    model: ModelSpec = ModelSpec(vocab_size=ByteTokenizer().vocab_size)
+    objective: Any = slot("objective", "next_token")
+    train: TrainConfig = TrainConfig()
+    data: Data = Data()
+    start: str = ""
+
+    def check(self) -> None:
+        needed, limit = self.data.tokenizer.vocab_size, decoder.max_positions(self.model)
+        require(
+            self.model.vocab_size >= needed,
+            f"model.vocab_size {self.model.vocab_size} is smaller than the tokenizer's vocabulary of {needed}",
+        )
+        require(
+            limit is None or self.data.length <= limit,
+            f"data.length {self.data.length} is beyond the {limit} positions that the model's position encoding has",
+        )
+        decoder.param_specs(self.model)  # says which widths do not divide
+
+
+def main(config: RunConfig, workdir: Path) -> None:
+    initialize()
+    corpora = config.data.corpora()
+    streams = {name: TokenStream.encode(corpus.documents, config.data.tokenizer) for name, corpus in corpora.items()}
+    parts = {name: report.Part.of(corpora[name], streams[name]) for name in corpora}
+    first = jax.process_index() == 0
+    if first:
+        print("\n".join(f"{name}: {part}" for name, part in parts.items()))
+    sources = {name: rows(stream, config.data.length, config.data.layout) for name, stream in streams.items()}
+    size, seed = config.train.batch_size, config.train.seed
+    model = LanguageModel(config.model)
+    fit(
+        workdir,
+        model,
+        config.objective,
+        Loader(sources["train"], size, seed),
+        config.train,
+        evaluations={"validation": Loader(sources["validation"], size, shuffle=False, remainder="pad")},
+        run={**to_dict(config), "corpus": {name: dataclasses.asdict(part) for name, part in parts.items()}},
+        params=_start(config) if config.start else None,
+        profile=PROFILE.value,
+    )
+    if first:
+        provenance.write(workdir)
+        print(report.write(workdir, model, parts))
+
+
+def _start(config: RunConfig) -> Any:
+    model, params = load_checkpoint(config.start)
+    require(
+        model.spec == config.model,
+        f"start={config.start} holds another model; give this run the model of its config.json",
+    )
+    return params
+
+
+if __name__ == "__main__":
+    config_flags.run(main, default="configs/train_lm.py:small")

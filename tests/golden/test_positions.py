@@ -1,0 +1,140 @@
+"""Golden vectors of position encodings: rotary tables and rotations, ALiBi, T5's bias, sinusoids, masks.
+
+Shapes and settings come from the files; the tolerances are those of the README beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.attention.mask import Causal, Window, dense
+from jaxlm.position.alibi import Alibi, slopes
+from jaxlm.position.rotary import Rotary
+from jaxlm.position.sinusoidal import Sinusoidal
+from jaxlm.position.t5_bias import T5Bias, bucket
+
+
+def files(golden: Path, prefix: str) -> list[dict[str, np.ndarray]]:
+    found = [dict(np.load(path)) for path in sorted((golden / "positions").glob(f"{prefix}*.npz"))]
+    assert found, f"no positions/{prefix}*.npz in {golden}"
+    return found
+
+
+def close(ours, reference: np.ndarray, rtol: float = 1e-4, atol: float = 2e-5) -> None:
+    np.testing.assert_allclose(np.asarray(ours), reference, rtol=rtol, atol=atol)
+
+
+def table_close(ours, reference: np.ndarray, positions: np.ndarray) -> None:
+    """For cos and sin: the angle carries the rounding of the position."""
+    difference = np.abs(np.asarray(ours) - reference).max(-1)
+    assert (difference <= 1e-5 + 1e-7 * positions).all(), difference.max()
+
+
+def whole_numbers(size: int) -> jnp.ndarray:
+    return jnp.arange(size, dtype=jnp.int32)[None]
+
+
+def test_rope_default(golden):
+    for data in files(golden, "rope_default"):
+        config = json.loads(data["config_json"].tobytes())
+        rotary = Rotary(base=float(config["rope_parameters"]["rope_theta"]))
+        width = config["head_dim"]
+        close(rotary.frequencies(width), data["inv_freq_init"], rtol=3e-6, atol=0)
+        for frequencies in data["inv_freq_by_len"]:
+            close(rotary.frequencies(width), frequencies, rtol=3e-6, atol=0)
+        tables = [key for key in data if key.startswith("cos_len")]
+        assert tables
+        for key in tables:
+            # A 1 in the first channel of each pair turns into (cos, sin): the table, read through the public call.
+            length = len(data[key])
+            ones = jnp.concatenate((jnp.ones(width // 2), jnp.zeros(width // 2)))
+            turned = rotary.rotate({}, jnp.tile(ones, (1, length, 1, 1)), whole_numbers(length), None)[0, :, 0]
+            expected = np.concatenate((data[key][:, : width // 2], data[f"sin{key[3:]}"][:, : width // 2]), -1)
+            table_close(turned, expected, np.arange(length))
+        for name in ("q", "k"):
+            turned = rotary.rotate({}, data[name].transpose(0, 2, 1, 3), data["positions"][None], None)
+            close(turned.transpose(0, 2, 1, 3), data[f"{name}_rot"])
+
+
+def test_rope_interleaved(golden):
+    for data in files(golden, "rope_interleaved"):
+        table, width = data["table"], data["q"].shape[-1]
+        rotary = Rotary(base=10_000.0, pairing="interleaved")
+        ones = jnp.tile(jnp.asarray([1.0, 0.0]), (1, len(table), 1, width // 2))
+        turned = np.asarray(rotary.rotate({}, ones, whole_numbers(len(table)), None))[0, :, 0]
+        table_close(turned[:, 1::2], table[:, : width // 2], np.arange(len(table)))
+        table_close(turned[:, 0::2], table[:, width // 2 :], np.arange(len(table)))
+        close(rotary.rotate({}, data["q"], data["positions"], None), data["q_rot"])
+
+
+def test_rope_score_does_not_depend_on_the_start(golden):
+    for data in files(golden, "bf16_rope_shift"):
+        rotary, delta = Rotary(base=10_000.0), int(data["delta"])
+        starts, rows = jnp.asarray(data["starts"])[:, None], (len(data["starts"]), 1, 1, 1)
+        q = rotary.rotate({}, jnp.tile(data["q"], rows), starts + delta, None)
+        k = rotary.rotate({}, jnp.tile(data["k"], rows), starts, None)
+        scores = np.einsum("blhk,blhk->b", np.asarray(q, np.float64), np.asarray(k, np.float64))
+        # Every product of the sum is wrong by its two tables' errors.
+        slack = 2 * (1e-5 + 1e-7 * (data["starts"] + delta)) * np.linalg.norm(data["q"]) * np.linalg.norm(data["k"])
+        assert (np.abs(scores - float(data["exact_float64"])) <= slack).all()
+        assert (np.abs(scores - data["score_fp32"]) <= slack).all()
+
+
+def test_alibi(golden):
+    for data in files(golden, "alibi"):
+        for heads, *rows in zip(data["heads"], data["slopes_bloom"], data["slopes_mpt"], strict=True):
+            for row in rows:
+                close(slopes(int(heads)), row[:heads], rtol=1e-6, atol=0)
+        heads, length = data["ex_bias_mpt"].shape
+        q = jnp.zeros((1, 1, heads, 2))
+        bias = Alibi().bias({}, q, q, jnp.zeros(()), jnp.zeros(()))
+        last = whole_numbers(length)[:, -1:]
+        close(bias.tile(last, whole_numbers(length))[0, :, 0], data["ex_bias_mpt"], rtol=1e-6, atol=0)
+        # BLOOM adds slope * key position, which differs from ours by a constant of each query that softmax ignores.
+        mask = data["ex_attention_mask"]
+        keys = ((mask.cumsum(-1) - 1) * mask).astype(np.int32)
+        tile = np.asarray(bias.tile(jnp.asarray(keys.max(-1, keepdims=True)), jnp.asarray(keys)))[:, :, 0]
+        bloom = data["ex_bias_bloom"]
+        close(tile - tile[..., :1], bloom - bloom[..., :1], rtol=1e-6, atol=1e-6)
+
+
+def test_t5_bias(golden):
+    for data in files(golden, "t5_bias"):
+        distance = jnp.asarray(-data["rel_positions"])
+        keys = [re.fullmatch(r"bucket_(bi|causal)_(\d+)_(\d+)", key) for key in data if key.startswith("bucket_")]
+        assert keys and all(keys)
+        for key in keys:
+            kind, buckets, furthest = key[1], int(key[2]), int(key[3])
+            ours = bucket(distance, buckets, furthest, kind == "bi")
+            np.testing.assert_array_equal(ours, data[key[0]], err_msg=key[0])
+        table = data["bias_table"]
+        furthest = [int(key[3]) for key in keys if int(key[2]) == len(table)]
+        queries, length = int(data["bias_qlen"]), int(data["bias_klen"])
+        at = whole_numbers(length)
+        for kind in ("causal", "bi"):
+            encoding = T5Bias(buckets=len(table), max_distance=furthest[0], bidirectional=kind == "bi")
+            q = jnp.zeros((1, 1, table.shape[1], 2))
+            tile = encoding.bias({"table": jnp.asarray(table)}, q, q, at, at).tile(at[:, length - queries :], at)
+            np.testing.assert_array_equal(tile[0], data[f"bias_{kind}"])
+
+
+def test_sinusoidal(golden):
+    for data in files(golden, "sinusoidal"):
+        for name, layout in [("concat", "concat"), ("marian", "concat"), ("interleaved", "interleaved")]:
+            length, width = data[name].shape
+            table = Sinusoidal(layout=layout).embed({}, whole_numbers(length), width)[0]
+            table_close(table, data[name], np.arange(length))
+
+
+def test_masks(golden):
+    for data in files(golden, "masks"):
+        at = whole_numbers(len(data["doc_ids"]))
+        window = dense(Window(int(data["window"])), at, at)[0]
+        np.testing.assert_array_equal(window, data["window_mask"])
+        same = data["doc_ids"][:, None] == data["doc_ids"][None]
+        np.testing.assert_array_equal(np.asarray(dense(Causal(), at, at)[0]) & same, data["intra_doc_mask"])

@@ -1,0 +1,189 @@
+"""One block: placements, residual forms, feed-forwards and norms against float64 numpy; dropout."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import ffn, norm
+from jaxlm.core import registry
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.types import Context, Dims
+from jaxlm.model import decoder
+from jaxlm.model.spec import Block
+from jaxlm.ops.activation import ACTIVATIONS
+from tests.tiny import close, draw_params, jit, params_of, tiny, tokens_of
+
+X = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
+CONTEXT = Context(positions=jnp.arange(5)[None])
+erf = np.vectorize(math.erf)
+ORACLES = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "squared_relu": lambda x: np.maximum(x, 0) ** 2,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "identity": lambda x: x,
+}
+
+
+def wide(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def rms(x, scale, eps=1e-6):
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * scale
+
+
+def layer(x, scale, bias=0.0, eps=1e-5):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * scale + bias
+
+
+def test_norms():
+    x = X * 3 + 1
+    for name, args, oracle in [
+        ("rms", {}, lambda p: rms(x, p["scale"])),
+        ("rms", {"offset": 1.0, "eps": 0.1}, lambda p: rms(x, 1 + p["scale"], 0.1)),
+        ("layer", {}, lambda p: layer(x, p["scale"], p["bias"])),
+        ("layer", {"bias": False, "eps": 0.1}, lambda p: layer(x, p["scale"], eps=0.1)),
+    ]:
+        method = registry.get("norm", name)(**args)
+        p = draw_params(method.params(16))
+        close(method(p, x), oracle(wide(p)), 1e-6)
+
+
+@pytest.mark.parametrize("name", norm.METHODS)
+def test_every_norm_at_rest(name):
+    """Any scale of the input gives rows of mean square 1; the result has the input's dtype, its sums are float32."""
+    method = registry.get("norm", name)()
+    p = {path: spec.value(jax.random.key(0)) for path, spec in method.params(16).items()}
+    for factor in (1e-1, 1e3):
+        y = np.asarray(method(p, X * factor))
+        np.testing.assert_allclose(np.mean(y**2, -1), 1, rtol=2e-3)
+    low = method(p, jnp.asarray(X * 300, jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    close(low.astype(jnp.float32), method(p, jnp.asarray(X * 300, jnp.bfloat16).astype(jnp.float32)), 4e-3)
+    assert np.isfinite(method(p, np.zeros_like(X))).all()
+
+
+def test_the_oracles_know_every_activation():
+    assert ORACLES.keys() == ACTIVATIONS.keys()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("name", ffn.METHODS)
+def test_every_feed_forward(name, bias):
+    for activation, act in ORACLES.items():
+        method = registry.get("ffn", name)(hidden=6, activation=activation, bias=bias)
+        p = draw_params(method.params(Dims(width=16)))
+        assert {path: a.shape for path, a in p.items() if "bias" in path}.keys() == (
+            {"in_bias", "out_bias"} if bias else set()
+        )
+        w = wide(p)
+        hidden = np.tensordot(X.astype(np.float64), w["in"], 1) + w.get("in_bias", 0.0)
+        hidden = act(hidden[..., 0]) * hidden[..., 1] if hidden.ndim == 4 else act(hidden)
+        close(method(p, X, CONTEXT), hidden @ w["out"] + w.get("out_bias", 0.0), 2e-6)
+    sizes = registry.get("ffn", name)(expansion=1.5).params(Dims(width=16))
+    assert sizes["out"].shape == (24, 16)
+
+
+PLACEMENTS = {
+    ("pre", "serial"): lambda x, n, f: add(x, f, lambda x, part: f[part](n(f"{part}_norm", x))),
+    ("post", "serial"): lambda x, n, f: n("ffn_norm", (y := n("mixer_norm", x + f["mixer"](x))) + f["ffn"](y)),
+    ("sandwich", "serial"): lambda x, n, f: add(
+        x, f, lambda x, part: n(f"{part}_out_norm", f[part](n(f"{part}_norm", x)))
+    ),
+    ("output", "serial"): lambda x, n, f: add(x, f, lambda x, part: n(f"{part}_out_norm", f[part](x))),
+    ("pre", "parallel"): lambda x, n, f: x + f["mixer"](n("mixer_norm", x)) + f["ffn"](n("ffn_norm", x)),
+    ("pre", "parallel_shared"): lambda x, n, f: x + f["mixer"](y := n("mixer_norm", x)) + f["ffn"](y),
+}
+
+
+def add(x, parts, branch):
+    for part in parts:
+        x = x + branch(x, part)
+    return x
+
+
+@pytest.mark.parametrize("placement, residual", PLACEMENTS)
+def test_placements_and_residual_forms(placement, residual):
+    """Each as its formula reads, with the branches taken from the block and the multiplier on what they add."""
+    block = Block(
+        mixer={"name": "attention", "args": {"heads": 2}},
+        ffn={"name": "glu", "args": {"hidden": 8}},
+        norm="layer",
+        placement=placement,
+        residual=residual,
+    )
+    p = draw_params(decoder._block_specs(block, Dims(width=16)))
+    used = []
+
+    def normed(name, x):
+        used.append(name)
+        return block.norm(p[name], x)
+
+    multiplier = 1.0 if placement == "post" else 0.6
+    parts = {
+        "mixer": lambda x: multiplier * block.mixer(p["mixer"], x, CONTEXT)[0],
+        "ffn": lambda x: multiplier * block.ffn(p["ffn"], x, CONTEXT),
+    }
+    if placement in ("sandwich", "output"):  # the norm comes before the multiplier
+        parts = {part: (lambda x, f=f: f(x) / multiplier) for part, f in parts.items()}
+        scaled = lambda name, x: normed(name, x) * (multiplier if name.endswith("_out_norm") else 1.0)
+    else:
+        scaled = normed
+    expected = PLACEMENTS[placement, residual](X, scaled, parts)
+    ours, state = decoder.apply_block(block, p, jnp.asarray(X), CONTEXT, None, rate=0.0, multiplier=multiplier)
+    assert state is None and {*used, "mixer", "ffn"} == p.keys()
+    close(ours, expected, 2e-6)
+
+
+def test_forms_that_do_not_go_together():
+    for fields in [
+        {"residual": "parallel", "placement": "post"},
+        {"residual": "parallel_shared", "placement": "sandwich"},
+        {"residual": "parallel", "ffn": None},
+        {"residual": "paralel"},
+        {"placement": "peri"},
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            Block(**fields)
+        assert "\n" not in str(caught.value) and "Block." in str(caught.value)
+
+
+class TestDropout:
+    spec = tiny(dropout=0.4)
+    tokens = tokens_of(2, 6)
+
+    def logits(self, seed, train=True, unstacked=False):
+        params = params_of(self.spec)
+        params = decoder.unstack(params) if unstacked else params
+        run = jit(lambda p, key: decoder.forward(self.spec, p, self.tokens, train=train, rng=key).logits)
+        return np.asarray(run(params, jax.random.key(seed)))
+
+    def test_a_function_of_the_key_and_off_outside_training(self):
+        one = self.logits(0)
+        np.testing.assert_array_equal(one, self.logits(0))
+        assert np.abs(one - self.logits(1)).max() > 0.01
+        plain = decoder.forward(tiny(), params_of(self.spec), self.tokens).logits
+        close(self.logits(0, train=False), plain)
+        # Every layer has its own noise, the same whether layers are scanned or not.
+        close(self.logits(0, unstacked=True), one)
+
+    def test_it_keeps_the_mean_and_its_rate(self):
+        x = jnp.full((64, 1000), 2.0)
+        out = np.asarray(decoder.dropout(x, 0.4, jax.random.key(0), True))
+        assert set(np.unique(out)) == {0.0, np.float32(2 / 0.6)}
+        assert (out == 0).mean() == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / out.size))
+        assert decoder.dropout(x, 0.4, None, False) is x and decoder.dropout(x, 0.0, None, True) is x
+        low = decoder.dropout(x.astype(jnp.bfloat16), 0.4, jax.random.key(0), True)
+        assert low.dtype == jnp.bfloat16
+
+    def test_training_without_a_key_is_an_error(self):
+        with pytest.raises(ConfigError, match="rngs="):
+            decoder.forward(self.spec, params_of(self.spec), self.tokens, train=True)

@@ -1,0 +1,233 @@
+"""Laws of every registered position encoding, in a whole model, none of them named below the list."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm import position
+from jaxlm.attention.mask import Window
+from jaxlm.core import registry
+from jaxlm.core.config import Spec, from_dict, make, to_dict
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.types import PositionEncoding
+from jaxlm.model import decoder
+from jaxlm.position.rotary import Rotary
+from tests.tiny import VOCABULARY, caller, close, count_positions, jit, params_of, stream, tiny, tokens_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Beyond(Spec):
+    """The keys that a `Window` of this size hides."""
+
+    causal: ClassVar[bool] = True
+    size: int = 4
+
+    def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        return pos_q - pos_k >= self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoViews(PositionEncoding):
+    """A toy outside the library, after SelfExtend (Jin et al. 2024): exact positions near, grouped ones far."""
+
+    paper: ClassVar[str] = "none: a toy of the tests"
+    pre_rotate: ClassVar[bool] = False
+    near: int = 4
+    group: int = 3
+
+    def views(self, p, q, k, pos_q, pos_k, length):
+        exact, far = Rotary(base=50.0), Rotary(base=7.0)
+        turn = lambda encoding, pos_q, pos_k: (encoding.rotate(p, q, pos_q, None), encoding.rotate(p, k, pos_k, None))
+        return [
+            (*turn(exact, pos_q, pos_k), Window(self.near)),
+            (*turn(far, pos_q // self.group, pos_k // self.group), Beyond(self.near)),
+        ]
+
+
+registry.register("mask", "beyond", Beyond)
+registry.register("position", "two_views", TwoViews)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One line of the list: a registered name, arguments that are small and not the defaults, and whether logits depend
+    on differences of positions alone."""
+
+    name: str
+    args: dict[str, Any]
+    relative: bool
+
+
+CASES = [
+    Case("none", {}, relative=True),
+    Case("learned", {"size": 40, "std": 0.5}, relative=False),
+    Case("sinusoidal", {"base": 100.0, "layout": "interleaved"}, relative=False),
+    Case("rotary", {"base": 50.0}, relative=True),
+    Case("rotary", {"fraction": 0.5, "pairing": "interleaved"}, relative=True),
+    Case("alibi", {}, relative=True),
+    Case("t5_bias", {"buckets": 6, "max_distance": 9}, relative=True),
+    Case("randomized", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "max_position": 40}, relative=True),
+    Case("randomized", {"inner": {"name": "learned", "args": {"size": 40}}, "max_position": 40}, relative=False),
+    Case("two_views", {}, relative=False),
+]
+
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+LENGTH, HIGHEST = 12, 40  # of the rows below; of the positions that the cases can represent
+# A whole row, padding on the left, padding in mid-stream (a short prompt that decoding then continues), packed rows:
+# first with plain positions, then with random rising ones.
+RAGGED = [[1] * 12, [0] * 4 + [1] * 8, [1] * 5 + [0] * 3 + [1] * 4, [1] * 3 + [2] * 5 + [0] + [3] * 3]
+SEGMENTS = np.asarray(RAGGED * 2, np.int32)
+REAL, PLAIN = SEGMENTS != 0, count_positions(SEGMENTS)
+DRAWS = np.random.default_rng(3)
+RISING = np.asarray([np.sort(DRAWS.choice(HIGHEST, LENGTH, replace=False)) for _ in SEGMENTS], np.int32)
+POSITIONS = np.concatenate((PLAIN[:4], RISING[4:]))
+TOKENS = tokens_of(*SEGMENTS.shape)
+OTHERS = (TOKENS + 1) % VOCABULARY
+
+
+def make_spec(case: Case, **mixer: Any):
+    """One attention layer with grouped queries and nothing else, so that a law compiles fast."""
+    encoding = make("position", {"name": case.name, "args": case.args})
+    return tiny({"position": encoding, **mixer}, {"ffn": None}, repeats=1)
+
+
+@functools.cache
+def _model(index: int):
+    spec = make_spec(CASES[index])
+    return spec, decoder.unstack(params_of(spec)), caller(spec)
+
+
+def model(case: Case):
+    """The spec, its parameters and the jitted call that all laws share."""
+    return _model(CASES.index(case))
+
+
+def logits(case: Case, tokens=TOKENS, segment_ids=SEGMENTS, positions=POSITIONS) -> np.ndarray:
+    _, params, call = model(case)
+    out = np.asarray(call(params, tokens, segment_ids, positions)[0])
+    assert np.isfinite(out).all()
+    return out
+
+
+def test_the_list_has_every_registered_encoding():
+    assert {case.name for case in CASES} >= set(position.METHODS)
+
+
+@every
+def test_builds_describes_and_counts(case):
+    spec, params, _ = model(case)
+    encoding = spec.layers[0].pattern[0].mixer.position
+    assert from_dict(type(encoding), to_dict(encoding)) == encoding
+    size = sum(array.size for array in jax.tree.leaves(params))
+    assert f"parameters: {size:,}" in jaxlm.describe(jaxlm.LanguageModel(spec))
+    with pytest.raises(ConfigError, match="no_such_field") as caught:
+        make("position", {"name": case.name, "args": {"no_such_field": 1}})
+    assert "\n" not in str(caught.value)
+
+
+@every
+def test_full_pass_is_pieces_is_single_steps(case):
+    """On rows that are whole, padded left, padded in mid-stream and packed, with both forms of the cache."""
+    spec, params, call = model(case)
+    full = logits(case)
+    for rotated in (True, False) if spec.layers[0].pattern[0].mixer.position.pre_rotate else (True,):
+        cache = {"name": "full", "args": {"rotated": rotated}}
+        for pieces in [(4, 1, 1, 1, 1, 4), (1,) * LENGTH]:
+            parts = stream(spec, call, params, TOKENS, pieces, SEGMENTS, POSITIONS, cache)
+            assert np.isfinite(parts).all()
+            close(parts[REAL], full[REAL])
+
+
+@every
+def test_a_document_reads_alike_in_any_row(case):
+    """Alone at the start of a row, with the same positions, it gives the logits it has in the padded or packed row."""
+    inside = [(row, SEGMENTS[row] == i) for row in range(len(RAGGED)) for i in np.unique(SEGMENTS[row]) if i]
+    alone = [np.zeros_like(SEGMENTS) for _ in range(3)]
+    for n, (row, where) in enumerate(inside):
+        for out, source in zip(alone, (TOKENS, np.ones_like(TOKENS), POSITIONS), strict=True):
+            out[n, : where.sum()] = source[row][where]
+    packed, single = logits(case), logits(case, *alone)
+    for n, (row, where) in enumerate(inside):
+        close(packed[row][where], single[n, : where.sum()])
+
+
+@every
+def test_the_future_and_other_documents_are_unseen(case):
+    before = logits(case)
+    after = logits(case, np.where(np.arange(LENGTH) < 7, TOKENS, OTHERS))
+    np.testing.assert_array_equal(after[:, :7], before[:, :7])
+    second = SEGMENTS == 2
+    after = logits(case, np.where(second, OTHERS, TOKENS))
+    np.testing.assert_array_equal(after[~second], before[~second])
+    assert np.abs(after[second] - before[second]).max() > 1e-2
+    after = logits(case, np.where(REAL, TOKENS, OTHERS))
+    np.testing.assert_array_equal(after[REAL], before[REAL])
+
+
+@every
+def test_shifted_positions(case):
+    here, there = logits(case, positions=PLAIN)[REAL], logits(case, positions=PLAIN + 17)[REAL]
+    if case.relative:
+        close(there, here, 3e-5)
+    else:
+        assert np.abs(there - here).max() > 1e-2
+
+
+@every
+def test_the_order_of_slots_means_nothing(case):
+    """Tokens carry their positions: shuffled together, over the row or within pieces, they give the shuffled logits."""
+    spec, params, call = model(case)
+    ones, shuffle = np.ones_like(SEGMENTS), np.random.default_rng(4).permutation
+    ordered = logits(case, TOKENS, ones, RISING)
+    order = shuffle(LENGTH)
+    close(logits(case, TOKENS[:, order], ones, RISING[:, order]), ordered[:, order])
+    order = np.concatenate([start + shuffle(4) for start in (0, 4, 8)])
+    close(stream(spec, call, params, TOKENS[:, order], (4, 4, 4), ones, RISING[:, order]), ordered[:, order])
+
+
+@every
+def test_gradients_equal_the_reference(case):
+    """Of every parameter, through rows that hold padding (whose queries see no key)."""
+
+    def gradients(implementation: str):
+        spec = make_spec(case, implementation=implementation)
+
+        def loss(params):
+            out = decoder.forward(spec, params, TOKENS, segment_ids=SEGMENTS, positions=POSITIONS)
+            return jnp.sum(jnp.sin(out.logits) * REAL[..., None])
+
+        return jit(jax.grad(loss))(model(case)[1])
+
+    fast, slow = gradients("xla"), gradients("reference")
+    close(fast, slow, 2e-5)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(slow.get("position", {})))
+
+
+@every
+def test_beyond_what_it_can_represent(case):
+    """A bounded encoding refuses a longer row before anything runs; any other takes large positions."""
+    spec, params, _ = model(case)
+    limit = decoder.max_positions(spec)
+    if limit is None:
+        logits(case, positions=PLAIN + 100_000)
+        return
+    long, far = np.zeros((1, limit + 1), np.int32), jnp.full((1, 1), limit)
+    calls = [
+        lambda: decoder.forward(spec, params, long),
+        lambda: decoder.forward(spec, params, long[:, :1], positions=far[0]),
+        lambda: jit(lambda p: decoder.forward(spec, p, long[:, :1], positions=far).logits)(params),
+        lambda: jaxlm.init_state(jaxlm.LanguageModel(spec), 1, limit + 1),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=str(limit)) as caught:
+            call()
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,205 @@
+"""The attention layer under each encoding against float64 numpy that loops over heads, queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import position
+from jaxlm.core import registry
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.types import Context, Dims, PositionEncoding
+from jaxlm.mixer.attention import Attention
+from jaxlm.model import decoder
+from jaxlm.position.t5_bias import bucket
+from tests.tiny import close, draw_params, jit, tiny
+
+BATCH, LENGTH, WIDTH = 2, 9, 24
+SEGMENTS = np.asarray([[1] * 9, [0, 0, 1, 1, 1, 2, 2, 2, 0]], np.int32)
+POSITIONS = np.asarray([[0, 1, 2, 5, 9, 14, 20, 21, 40], [0, 0, 0, 1, 2, 0, 3, 7, 0]], np.int32)
+X = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype(np.float32)
+
+
+def turned(vector: np.ndarray, pos: int, base: float, channels: int, pairing: str) -> np.ndarray:
+    """A head's vector with its first ``channels`` rotated, each pair as one complex number."""
+    half = channels // 2
+    first = np.arange(half) if pairing == "half" else 2 * np.arange(half)
+    second = first + (half if pairing == "half" else 1)
+    z = (vector[first] + 1j * vector[second]) * np.exp(1j * pos * base ** (-2.0 * np.arange(half) / channels))
+    out = vector.copy()
+    out[first], out[second] = z.real, z.imag
+    return out
+
+
+def t5_bucket(distance: int, buckets: int, max_distance: int) -> int:
+    """The causal rule, as the T5 paper's appendix words it."""
+    exact = buckets // 2
+    if distance < exact:
+        return max(distance, 0)
+    far = math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return min(exact + int(far), buckets - 1)
+
+
+def normalized(vector: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return vector / np.sqrt(np.mean(vector**2) + 1e-6) * scale
+
+
+def oracle(mixer: Attention, p, rotate=lambda x, pos: x, bias=lambda h, distance: 0.0, window=math.inf):
+    """The layer on X in float64: [B, L, D]."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
+    heads, groups = mixer.heads, mixer.kv_heads or mixer.heads
+    repeats, width = heads // groups, mixer.head_dim or WIDTH // heads
+    qkv = np.einsum("bld,dgrk->blgrk", X.astype(np.float64), p["qkv"]) + p.get("qkv_bias", 0.0)
+    out = np.zeros((BATCH, LENGTH, heads, width))
+    for b, h, i in np.ndindex(BATCH, heads, LENGTH):
+        g, r = divmod(h, repeats)
+        seen = [
+            j
+            for j in range(LENGTH)
+            if SEGMENTS[b, j] == SEGMENTS[b, i] != 0 and 0 <= POSITIONS[b, i] - POSITIONS[b, j] < window
+        ]
+        logits = []
+        for j in seen:
+            q, k = qkv[b, i, g, r], qkv[b, j, g, repeats]
+            if mixer.qk_norm is not None:
+                q, k = normalized(q, p["q_norm"]["scale"]), normalized(k, p["k_norm"]["scale"])
+            logit = (mixer.scale or width**-0.5) * (rotate(q, POSITIONS[b, i]) @ rotate(k, POSITIONS[b, j]))
+            if mixer.soft_cap:
+                logit = mixer.soft_cap * math.tanh(logit / mixer.soft_cap)
+            logits.append(logit + bias(h, int(POSITIONS[b, i] - POSITIONS[b, j])))
+        if seen:
+            weights = np.exp(np.asarray(logits) - max(logits))
+            out[b, i, h] = (weights / weights.sum()) @ qkv[b, seen, g, repeats + 1]
+    return out.reshape(BATCH, LENGTH, -1) @ p["out"].reshape(-1, WIDTH) + p.get("out_bias", 0.0)
+
+
+def ours(mixer: Attention, p, shared) -> jax.Array:
+    ctx = Context(positions=jnp.asarray(POSITIONS), segment_ids=jnp.asarray(SEGMENTS), shared=shared)
+    return jit(lambda p, x: mixer(p, x, ctx)[0])(p, X)
+
+
+def check(position: dict, rest: dict, row_of=None, **rules) -> None:
+    mixer = Attention(**{"heads": 4, "position": position, **rest})
+    specs = mixer.params(Dims(width=WIDTH))
+    own = mixer.position.params(mixer.dims(Dims(width=WIDTH)))
+    p, shared = draw_params(specs), {position["name"]: draw_params(own)}
+    if row_of is not None:
+        table = np.asarray(shared[position["name"]]["table"], np.float64)
+        rules["bias"] = lambda h, d: table[row_of(d), h]
+    close(ours(mixer, p, shared), oracle(mixer, p, **rules), 2e-6)
+
+
+def slope(heads: int):
+    return lambda h, distance: -(2.0 ** (-8.0 * (h + 1) / heads)) * distance
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("fraction, channels", [(1.0, 6), (0.7, 4)])
+def test_rotary(pairing, fraction, channels):
+    args = {"base": 300.0, "fraction": fraction, "pairing": pairing}
+    check({"name": "rotary", "args": args}, {}, rotate=lambda x, pos: turned(x, pos, 300.0, channels, pairing))
+
+
+def test_alibi():
+    check({"name": "alibi"}, {"kv_heads": 2}, bias=slope(4))
+
+
+def test_t5_bias():
+    args = {"buckets": 6, "max_distance": 12}
+    check({"name": "t5_bias", "args": args}, {"kv_heads": 1}, row_of=lambda d: t5_bucket(d, 6, 12))
+    distance = jnp.arange(300)
+    expected = [t5_bucket(d, 32, 128) for d in range(300)]
+    np.testing.assert_array_equal(bucket(distance, 32, 128, False), expected)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"scale": 1.0},
+        {"soft_cap": 0.7, "head_dim": 10},
+        {"qk_norm": "rms", "kv_heads": 2},
+        {"qkv_bias": True, "out_bias": True, "kv_heads": 1},
+        {"mask": {"name": "window", "args": {"size": 4}}},
+    ],
+    ids=lambda rest: next(iter(rest)),
+)
+def test_options_of_the_layer(rest):
+    """With the bias of ALiBi, so that their order (scale, cap, then bias) shows."""
+    check({"name": "alibi"}, rest, bias=slope(4), window=4 if "mask" in rest else math.inf)
+
+
+def test_no_position_sees_order_only_through_the_mask():
+    check({"name": "none"}, {})
+
+
+@pytest.mark.parametrize("layout", ["concat", "interleaved"])
+def test_sinusoidal_table(layout):
+    encoding = registry.get("position", "sinusoidal")(base=200.0, layout=layout, scale=0.5)
+    table = np.zeros((*POSITIONS.shape, WIDTH))
+    for m in range(WIDTH // 2):
+        angle = POSITIONS * 200.0 ** (-2 * m / WIDTH)
+        sine, cosine = (m, m + WIDTH // 2) if layout == "concat" else (2 * m, 2 * m + 1)
+        table[..., sine], table[..., cosine] = np.sin(angle), np.cos(angle)
+    close(encoding.embed({}, jnp.asarray(POSITIONS), WIDTH), 0.5 * table, 1e-5)
+
+
+def test_learned_rows_and_nothing_outside_the_table():
+    encoding = registry.get("position", "learned")(size=5)
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((5, 4)), jnp.float32)
+    embed = jit(lambda positions: encoding.embed({"table": table}, positions, 4))
+    rows = np.asarray(embed(np.asarray([[4, 0, 5, -1]])))
+    np.testing.assert_array_equal(rows[0, :2], np.asarray(table)[[4, 0]])
+    assert np.isnan(rows[0, 2:]).all()
+
+
+DRAWING = [name for name in position.METHODS if registry.get("position", name).draw is not PositionEncoding.draw]
+
+
+@pytest.mark.parametrize("name", DRAWING)
+class TestDraws:
+    """Of every encoding that draws its positions."""
+
+    rows, length, highest = 4000, 4, 10
+
+    def draw(self, name: str, seed: int, plain: np.ndarray) -> np.ndarray:
+        encoding = registry.get("position", name)(max_position=self.highest)
+        return np.asarray(encoding.draw(jax.random.key(seed), jnp.asarray(plain)))
+
+    def test_a_row_is_a_uniform_subset_in_order(self, name):
+        plain = np.tile(np.arange(self.length, dtype=np.int32), (self.rows, 1))
+        drawn = self.draw(name, 0, plain)
+        assert drawn.shape == plain.shape and drawn.dtype == np.int32
+        assert (np.diff(drawn, axis=1) > 0).all() and drawn.min() == 0 and drawn.max() == self.highest - 1
+        subsets = math.comb(self.highest, self.length)
+        counts = np.unique(drawn, axis=0, return_counts=True)[1]
+        assert len(counts) == subsets
+        expected = self.rows / subsets
+        chi_square = np.sum((counts - expected) ** 2 / expected)
+        assert abs(chi_square - (subsets - 1)) < 5 * math.sqrt(2 * (subsets - 1))
+
+    def test_depends_on_the_key_and_the_row_alone(self, name):
+        plain = np.tile(np.arange(self.length, dtype=np.int32), (16, 1))
+        drawn = self.draw(name, 0, plain)
+        np.testing.assert_array_equal(drawn, self.draw(name, 0, plain))
+        np.testing.assert_array_equal(drawn[:5], self.draw(name, 0, plain[:5]))
+        assert (drawn != self.draw(name, 1, plain)).any(1).mean() > 0.9
+
+    def test_segments_of_a_row_share_its_draw(self, name):
+        plain = np.asarray([[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3]], np.int32)
+        drawn = self.draw(name, 0, plain)
+        for row, pos in zip(drawn, plain, strict=True):
+            chosen = {p: d for p, d in zip(pos, row, strict=True)}
+            assert sorted(chosen.values()) == [chosen[p] for p in sorted(chosen)]
+            np.testing.assert_array_equal(row, [chosen[p] for p in pos])
+
+    def test_a_full_row_is_all_positions_and_a_longer_one_an_error(self, name):
+        full = self.draw(name, 0, np.tile(np.arange(self.highest, dtype=np.int32), (2, 1)))
+        np.testing.assert_array_equal(full, np.tile(np.arange(self.highest), (2, 1)))
+        spec = tiny({"position": registry.get("position", name)(max_position=self.highest)})
+        with pytest.raises(ConfigError, match=str(self.highest)):
+            decoder.draw_positions(spec, jax.random.key(0), jnp.arange(self.highest + 1)[None])
+        assert decoder.draw_positions(tiny(), jax.random.key(0), jnp.arange(3)[None]) is None
