@@ -160,6 +160,9 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint is Any or isinstance(hint, typing.TypeVar):
         return value
     if origin in (typing.Union, types.UnionType):
+        specs = [option for option in arguments if dataclasses.is_dataclass(option)]
+        if isinstance(value, Mapping) and len(specs) == 1:
+            return _checked(value, specs[0], where)  # its own error says more than that no option fits
         for option in arguments:
             try:
                 return _checked(value, option, where)

@@ -83,7 +83,7 @@ class Group(Spec):
             try:
                 config.replace_at(self.pattern[int(head)], rest, _Traced())
             except (ConfigError, TypeError):
-                raise ConfigError(f"Group.per_layer: {path!r} is not a number that may differ between repeats") from None
+                raise ConfigError(f"Group.per_layer: {path!r} may not differ between repeats") from None
 
     def blocks(self, values: dict[str, Any]) -> tuple[Block, ...]:
         """The pattern with per-layer fields set; ``values`` maps each path of ``per_layer`` to a (traced) number."""

@@ -107,6 +107,8 @@ class Trainer:
         number = np.uint32(self.seed if seed is None else seed)
         if params is None:
             return self._from_seed(number)
+        if self.mesh is not None:  # they may come from one device
+            params = jax.device_put(params, dist.param_shardings(self.mesh, self.model_specs))
         # Copied, since the step donates its state.
         copy = jax.jit(lambda n, p: self._fresh(n, jax.tree.map(jnp.copy, p)), out_shardings=self.shardings())
         return copy(number, params)

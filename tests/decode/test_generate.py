@@ -16,64 +16,52 @@ PROMPT = np.random.default_rng(0).integers(0, VOCAB, (3, 7))
 LENGTHS = np.array([7, 2, 5])
 
 
-def build(position="rotary", scale=4.0, **fields):
+def build(position="rotary", scale=4.0, repeats=1, **fields):
     """A model whose logits are far enough apart that no argmax is a near tie."""
     block = jaxlm.Block(mixer=jaxlm.Attention(heads=2, kv_heads=1, position=position))
-    spec = jaxlm.ModelSpec(vocab_size=VOCAB, width=16, layers=(jaxlm.Group((block,), repeats=2),), **fields)
+    spec = jaxlm.ModelSpec(vocab_size=VOCAB, width=16, layers=(jaxlm.Group((block,), repeats),), **fields)
     model = jaxlm.LanguageModel(spec)
     params = jaxlm.init(model, jax.random.key(1))
     return model, jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, params)
 
 
-def naive(model, params, prompt, new, positions=None):
-    """Greedy tokens of one prompt [L] by full passes without any state."""
-    tokens = list(prompt)
-    for _ in range(new):
-        padded = np.zeros((1, len(prompt) + new), np.int32)
-        padded[0, : len(tokens)] = tokens
-        logits = model.apply({"params": params}, jnp.asarray(padded), positions=positions).logits
-        tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
-    return tokens[len(prompt) :]
+def naive(model, params, prompt, lengths, new, positions=None):
+    """Greedy tokens [B, new] by full passes without any state."""
+    apply = jax.jit(lambda tokens: model.apply({"params": params}, tokens, positions=positions).logits)
+    rows = np.arange(len(prompt))
+    tokens = np.pad(prompt, ((0, 0), (0, new))).astype(np.int32)
+    for step in range(new):
+        tokens[rows, lengths + step] = np.argmax(apply(tokens)[rows, lengths + step - 1], axis=-1)
+    return np.stack([row[n : n + new] for row, n in zip(tokens, lengths, strict=True)])
 
 
 @pytest.mark.parametrize("position", jaxlm.list("position"))
 def test_equals_full_passes(position):
-    model, params = build(position)
-    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS))
+    model, params = build(position, repeats=2 if position == "rotary" else 1)
+    key, size = jax.random.key(5), PROMPT.shape[1] + NEW
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, key=key, prompt_lengths=LENGTHS))
     assert got.shape == (3, NEW) and got.dtype == np.int32
-    plain = jnp.arange(PROMPT.shape[1] + NEW)[None]
-    if jaxlm.draw_positions(model, jax.random.key(0), plain) is not None:
-        return  # drawn positions: see the next test, which takes them from the same key
-    expected = [naive(model, params, PROMPT[b, :n], NEW) for b, n in enumerate(LENGTHS)]
-    np.testing.assert_array_equal(got, expected)
-
-
-def test_random_positions_are_drawn_once_for_the_full_length():
-    model, params = build("randomized")
-    key = jax.random.key(5)
-    got = jaxlm.generate(model, params, PROMPT, NEW, key=key)
-    size = PROMPT.shape[1] + NEW - 1
-    plain = jnp.broadcast_to(jnp.arange(size), (3, size))
+    # Random positions are drawn once, for each row's own full length; its last new token is never read.
+    plain = jnp.minimum(jnp.arange(size), LENGTHS[:, None] + NEW - 2)
     drawn = jaxlm.draw_positions(model, jax.random.split(key)[1], plain)
-    assert drawn is not None and bool((jnp.diff(drawn, axis=1) > 0).all())
-    for b in range(3):
-        positions = jnp.concatenate([drawn[b], drawn[b, -1:] + 1])[None]  # one more for the token that is never read
-        np.testing.assert_array_equal(got[b], naive(model, params, PROMPT[b], NEW, positions))
+    np.testing.assert_array_equal(got, naive(model, params, PROMPT, LENGTHS, NEW, drawn))
 
 
-@pytest.mark.parametrize("position", ["rotary", "randomized", "learned"])
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("position, temperature", [("rotary", 0.7), ("randomized", 0.7), ("learned", 0.0)])
 def test_a_row_does_not_depend_on_the_batch(position, temperature):
-    """Padding of others' length, other rows, and their number change nothing; noise belongs to (key, row, step)."""
+    """Others' lengths, contents and number change nothing; noise belongs to (key, row, step)."""
     model, params = build(position, scale=2.0)
     key = jax.random.key(3)
-    together = jaxlm.generate(model, params, PROMPT, NEW, temperature, key, LENGTHS)
-    for b, n in enumerate(LENGTHS):
-        alone = jaxlm.generate(model, params, np.tile(PROMPT[b, :n], (b + 1, 1)), NEW, temperature, key)
-        np.testing.assert_array_equal(together[b], alone[b])
+    together = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, temperature, key, LENGTHS))
+    others, lengths = (PROMPT + 1) % VOCAB, np.array([3, 2, 7])
+    others[1] = PROMPT[1]
+    among = jaxlm.generate(model, params, others, NEW, temperature, key, lengths)
+    np.testing.assert_array_equal(together[1], among[1])
+    alone = jaxlm.generate(model, params, np.tile(PROMPT[1, :2], (2, 1)), NEW, temperature, key)
+    np.testing.assert_array_equal(together[1], alone[1])
     if temperature:
         other = jaxlm.generate(model, params, PROMPT, NEW, temperature, jax.random.key(4), LENGTHS)
-        assert (np.asarray(other) != np.asarray(together)).any()
+        assert (np.asarray(other) != together).any()
 
 
 def test_more_tokens_continue_fewer():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from tests.dist.runs import Run, run, trainer
 
+from jaxlm.train.step import TrainState
+
 
 @pytest.fixture(scope="session")
-def first() -> dict:
+def first() -> TrainState:
     """The state before the first step, as numpy: `jax.device_put` starts another mesh from it without a compile."""
     return jax.tree.map(np.asarray, trainer(None).init())
 

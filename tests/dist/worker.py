@@ -1,7 +1,7 @@
 """One process of several, placed by the variables of `jaxlm.dist.processes`: ``python -m tests.dist.worker task folder mesh``.
 
 ``steps`` repeats the run of this folder and saves what it saw. ``train`` trains in the folder with checkpoints; a further
-argument is the step at whose batch this process kills itself.
+argument is the step at whose batch this process kills itself. Both start from the parameters in ``start.npz``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tests.dist.runs import MODEL, OPTIMIZER, ROWS, STEPS, loaders, mesh_of, run, trainer, whole
 
+from jaxlm.core.params import map_specs
 from jaxlm.data.loader import Batch, Loader
 from jaxlm.dist import Mesh, processes
 from jaxlm.model.language_model import LanguageModel
@@ -37,8 +38,15 @@ class Deadly(Loader):
         return super().__call__(step, rows)
 
 
+def start(folder: Path) -> dict[str, Any]:
+    """The parameters in ``start.npz``: drawing them here would take longer than the whole run."""
+    values = np.load(folder / "start.npz")
+    return map_specs(lambda path, _: values[path], trainer(None).specs)
+
+
 def steps(folder: Path, mesh: str) -> None:
-    result = run(trainer(mesh_of(mesh)))
+    train = trainer(mesh_of(mesh))
+    result = run(train, train.init(start(folder)))
     np.savez(folder / f"{jax.process_index()}.npz", losses=result.losses, **result.gradient)
 
 
@@ -48,9 +56,10 @@ def train(folder: Path, mesh: str, last: str = "-1") -> None:
         steps=STEPS, batch_size=ROWS, optimizer=OPTIMIZER, mesh=Mesh(data, fsdp, tensor), log_every=1, save_every=4
     )
     loader = Deadly(loaders()[0].source, ROWS, last=int(last))
-    end = whole(fit(folder / "run", LanguageModel(MODEL), NextToken(), loader, config, quiet=True).state)
+    model = LanguageModel(MODEL)
+    end = whole(fit(folder / "run", model, NextToken(), loader, config, params=start(folder), quiet=True).state)
     if jax.process_index() == 0:
-        np.savez(folder / "end.npz", **{path.replace("/", "."): x for path, x in end.items()})
+        np.savez(folder / "end.npz", **end)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,13 @@ class Source:
 
 def run(workdir, config, model=MODEL, source=None, **options):
     options = {"devices": ONE, "quiet": True, **options}
+    return fit(workdir, model, NextToken(), (source or Source()).loader(config.seed), config, **options)
+
+
+def run_long(workdir, source=None):
+    """The run of `straight`: noise at every step, averages, evaluations, checkpoints."""
     data = {"validation": Loader(rows(STREAM, LENGTH), BATCH, shuffle=False, remainder="pad")}
-    loader = (source or Source()).loader(config.seed)
-    return fit(workdir, model, NextToken(), loader, config, evaluations=data, **options)
+    return run(workdir, LONG, NOISY, source, evaluations=data)
 
 
 def lines_of(workdir: Path) -> list[dict[str, float]]:
@@ -105,7 +109,7 @@ LONG = config_of(save_every=3, eval_every=5, optimizer={"ema_decay": 0.9})
 def straight(tmp_path_factory):
     """A run that was left alone."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    return workdir, run(workdir, LONG, NOISY)
+    return workdir, run_long(workdir)
 
 
 def test_lines_and_checkpoints(straight):
@@ -122,7 +126,7 @@ def test_lines_and_checkpoints(straight):
 def test_a_finished_run_returns_at_once(straight):
     workdir, fitted = straight
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = run(workdir, LONG, NOISY)
+    again = run_long(workdir)
     same_bits(again.state, fitted.state)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -131,7 +135,7 @@ KILLED = """
     import os, signal, sys
     sys.path[:0] = {paths!r}
     import test_loop as t
-    t.run({workdir!r}, t.LONG, t.NOISY, t.Source(7, lambda batch: os.kill(os.getpid(), signal.SIGKILL)))
+    t.run_long({workdir!r}, t.Source(7, lambda batch: os.kill(os.getpid(), signal.SIGKILL)))
 """
 
 
@@ -141,7 +145,7 @@ def test_kill_and_rerun_equals_uninterrupted(straight, tmp_path):
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run/checkpoints/10").exists()
-    again = run(tmp_path / "run", LONG, NOISY)
+    again = run_long(tmp_path / "run")
     same_bits(again.state, straight[1].state)
     assert lines_of(tmp_path / "run") == lines_of(straight[0])
 
@@ -153,20 +157,20 @@ def test_death_between_checkpoints_repeats_no_line(straight, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", LONG, NOISY, Source(8, fail))
-    same_bits(run(tmp_path / "run", LONG, NOISY).state, straight[1].state)
+        run_long(tmp_path / "run", Source(8, fail))
+    same_bits(run_long(tmp_path / "run").state, straight[1].state)
     assert lines_of(tmp_path / "run") == lines_of(straight[0])
 
 
 def test_sigterm_saves_and_leaves(straight, tmp_path):
     with pytest.raises(SystemExit) as left:
-        run(tmp_path / "run", LONG, NOISY, Source(4, lambda batch: os.kill(os.getpid(), signal.SIGTERM)))
+        run_long(tmp_path / "run", Source(4, lambda batch: os.kill(os.getpid(), signal.SIGTERM)))
     assert left.value.code == 143
     model, _ = jaxlm.load_checkpoint(tmp_path / "run")
     assert model.spec == NOISY.spec
     saved = max(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdecimal())
     assert 2 <= saved < 10
-    same_bits(run(tmp_path / "run", LONG, NOISY).state, straight[1].state)
+    same_bits(run_long(tmp_path / "run").state, straight[1].state)
     assert lines_of(tmp_path / "run") == lines_of(straight[0])
 
 
@@ -267,13 +271,13 @@ def test_lora_leaves_the_base_bit_for_bit(tmp_path):
 
 def test_averages_follow_the_parameters(tmp_path):
     config = config_of(steps=4, save_every=1, keep=9, optimizer={"ema_decay": 0.5})
-    fitted = run(tmp_path / "run", config)
+    data = Loader(rows(STREAM, LENGTH), BATCH, shuffle=False, remainder="pad")
+    fitted = run(tmp_path / "run", config, evaluations={"validation": data})
     average = make_trainer(MODEL, NextToken(), config, ONE).init().params
     for step in range(1, 5):
         _, params = jaxlm.load_checkpoint(tmp_path / "run", step=step, averaged=False)
         average = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, average, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), fitted.params, average)
-    data = Loader(rows(STREAM, LENGTH), BATCH, shuffle=False, remainder="pad")
     plain = make_trainer(MODEL, NextToken(), config_of(), ONE)
     scores = Evaluator(plain, data)(plain.init(average))  # what the run logged is the averages' loss
     assert lines_of(tmp_path / "run")[-1]["validation/loss"] == pytest.approx(scores["loss"], rel=1e-5)
