@@ -14,6 +14,7 @@ beside the corpus it was measured on), table.txt, loss.png, provenance.json.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     sources = {name: rows(stream, config.data.length, config.data.layout) for name, stream in streams.items()}
     size, seed = config.train.batch_size, config.train.seed
     model = LanguageModel(config.model)
-    fit(
+    _fit(
         workdir,
         model,
         config.objective,
@@ -133,6 +134,14 @@ def main(config: RunConfig, workdir: Path) -> None:
     if first:
         provenance.write(workdir)
         print(report.write(workdir, model, parts))
+
+
+def _fit(*arguments: Any, **options: Any) -> None:
+    """`fit`, with a run that got stuck ended by its one line."""
+    try:
+        fit(*arguments, **options)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
 
 
 def _start(config: RunConfig) -> Any:

@@ -113,9 +113,9 @@ def _curve(found: list[Row], workdir: Path) -> str:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6))
-    for part, style in (("train", {"linewidth": 1}), ("validation", {"marker": "o", "markersize": 4})):
+    for part, marker in (("train", ""), ("validation", "o")):
         chosen = [row for row in found if row.part == part]
-        axes.plot([row.step for row in chosen], [row.bits_per_byte for row in chosen], label=part, **style)
+        axes.plot([row.step for row in chosen], [row.bits_per_byte for row in chosen], marker=marker, label=part)
     axes.set(xlabel="step", ylabel="bits per byte")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

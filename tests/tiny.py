@@ -60,9 +60,9 @@ def count_positions(segment_ids: np.ndarray) -> np.ndarray:
     return positions
 
 
-def jit(function: Any) -> Any:
+def jit(function: Any, **options: Any) -> Any:
     """`jax.jit` that compiles in two thirds of the time to slower code, which at these sizes is the better bargain."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def caller(spec: ModelSpec) -> Any:

@@ -61,7 +61,9 @@ def generate(
     prompt, lengths = _checked_prompt(spec, prompt_BL, prompt_lengths)
     require(max_new_tokens >= 1, f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     require(0 <= temperature < math.inf, f"temperature: expected 0 (greedy) or a positive number, got {temperature}")
-    require(temperature == 0 or key is not None, f"temperature {temperature} samples: give key=jax.random.key(seed)")
+    require(
+        temperature == 0 or key is not None, f"temperature {temperature} samples, so it needs key=jax.random.key(n)"
+    )
     require(0 <= top_k <= spec.vocab_size, f"top_k: expected 0 (off) to {spec.vocab_size} (all tokens), got {top_k}")
     require(0 < top_p <= 1, f"top_p: expected a number in (0, 1], got {top_p}")
     wrong = [token for token in stop if not 0 <= token < spec.vocab_size]

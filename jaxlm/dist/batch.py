@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,12 +45,15 @@ def global_batch(
     if mesh is None:
         return {name: jax.device_put(x) for name, x in checked(0, rows).items()}
     places = sharding(mesh, ("batch",), (rows,), rules)
-    wanted = {index[0].indices(rows)[:2] for index in places.addressable_devices_indices_map((rows,)).values()}
-    parts = {span: checked(*span) for span in sorted(wanted)}
+
+    def span(index: Any) -> tuple[int, int]:  # the rows of a device's part of any array
+        return index[0].indices(rows)[:2]
+
+    wanted = {span(index) for index in places.addressable_devices_indices_map((rows,)).values()}
+    parts = {(start, stop): checked(start, stop) for start, stop in sorted(wanted)}
 
     def assemble(name: str, like: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(
-            (rows, *like.shape[1:]), places, lambda index: parts[index[0].indices(rows)[:2]][name]
-        )
+        shape = (rows, *like.shape[1:])
+        return jax.make_array_from_callback(shape, places, lambda index: parts[span(index)][name])
 
     return {name: assemble(name, x) for name, x in next(iter(parts.values())).items()}

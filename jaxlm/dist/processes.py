@@ -6,8 +6,8 @@ Kubernetes, Cloud TPU):
     JAXLM_COORDINATOR=10.0.0.1:8476 JAXLM_PROCESS_COUNT=2 JAXLM_PROCESS_ID=0 python -m experiments.train_lm ...
     JAXLM_COORDINATOR=auto srun --ntasks=16 python -m experiments.train_lm ...
 
-The cluster is asked only where ``auto`` says so: a shell inside a Slurm allocation looks like one of many processes, and
-a program started there by hand would wait for the others for ever.
+The cluster is asked only where ``auto`` says so: a shell inside a Slurm allocation looks like one of many processes,
+and a program started there by hand would wait for the others for ever.
 """
 
 from __future__ import annotations

@@ -46,16 +46,16 @@ def sharding(
 ) -> NamedSharding:
     """The placement of an array whose dimensions are named ``axes``.
 
-    Written as compiled functions return it, without mesh axes of size 1 or trailing Nones, so that equal places are equal.
+    Written as compiled functions return it, without mesh axes of size 1 or trailing Nones: what comes out of a step
+    then equals what goes in, and one compile serves.
     """
     parts: list[Any] = []
     for name, size in zip(axes, shape, strict=True):
         target = rules.get(name) if name is not None else None
-        names = tuple(n for n in ((target,) if isinstance(target, str) else target or ()) if mesh.shape[n] > 1)
-        if not names or size % math.prod(mesh.shape[n] for n in names):
-            parts.append(None)
-        else:
-            parts.append(names if len(names) > 1 else names[0])
+        wanted = (target,) if isinstance(target, str) else target or ()
+        names = [n for n in wanted if mesh.shape[n] > 1]
+        fits = size % math.prod(mesh.shape[n] for n in names) == 0
+        parts.append((names[0] if len(names) == 1 else tuple(names)) if names and fits else None)
     while parts and parts[-1] is None:
         parts.pop()
     return NamedSharding(mesh, PartitionSpec(*parts))

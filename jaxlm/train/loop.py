@@ -4,15 +4,14 @@ A run is a function of its configuration. Batches are a function of (seed, step)
 `TrainState`, and ``metrics.jsonl`` is cut back to the step a run resumes from: killed and started again, it ends with
 the same bits and the same lines as one left alone. Figures of time, which cannot repeat, are named ``time/...``.
 
-The device never waits for the host: a step is dispatched while the two before it still compute, and its metrics are
-fetched only where a line is due, one step late.
+The device never waits for the host: a step is dispatched while those before it still compute, and its metrics are
+fetched only where a line is due, one step late (`jaxlm.train.recorder`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,15 @@ from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.config import FREE, MIGRATIONS, VERSION, TrainConfig
 from jaxlm.train.evaluate import Evaluator, load
 from jaxlm.train.load import CHECKPOINTS
-from jaxlm.train.metrics import Writer, open_writers
+from jaxlm.train.metrics import FILE, open_writers, read_jsonl
 from jaxlm.train.mfu import mfu
 from jaxlm.train.preemption import Preemption
 from jaxlm.train.profile import Profile
 from jaxlm.train.progress import Progress
+from jaxlm.train.recorder import Recorder, due
 from jaxlm.train.resume import check_compatible, check_version
 from jaxlm.train.step import Trainer, TrainState
 from jaxlm.train.workdir import claim_workdir
-
-AHEAD = 2  # steps dispatched before an earlier one is waited for: keeps the device busy, and clock and signals honest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Fitted:
 
 
 def make_trainer(
-    model: LanguageModel, objective: Any, config: TrainConfig, devices: Sequence[jax.Device] | None = None
+    model: LanguageModel, objective: Any, config: TrainConfig, devices: Sequence[Any] | None = None
 ) -> Trainer:
     """The pure functions of a run. Raises `ConfigError`, before any compile, for parts that do not fit each other."""
     mesh = make_mesh(config.mesh, None if devices is None else list(devices))
@@ -98,7 +96,7 @@ def fit(
     params: Params | None = None,
     profile: str = "",
     quiet: bool = False,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Fitted:
     """Trains, or resumes training, until ``config.steps`` steps are done; returns at once if they are.
 
@@ -146,17 +144,34 @@ def fit(
         restored = checkpoints.restore(trainer.template())
         state = trainer.init(params) if restored is None else restored.state
         start = 0 if restored is None else restored.step
-        if start >= config.steps:
-            return Fitted(trainer, state)
         writer = open_writers(config.writers, workdir, run, None if restored is None else start) if first else None
         places = config.batch_size * length
         flops = 3 * forward_flops(model.spec, length)
         speed = lambda rate: mfu(flops, rate, devices)
         progress = Progress(config.steps, start=start, quiet=quiet or not first, mfu=speed)
         recorder = Recorder(writer, config, places, speed)
+
+        def evaluate(step: int, state: TrainState) -> dict[str, float]:
+            scores = {f"{name}/{k}": v for name, one in evaluators.items() for k, v in one(state).items()}
+            recorder.write(step, scores)
+            progress.note("  ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in scores.items())]))
+            return scores
+
+        def save(step: int, state: TrainState, scores: Mapping[str, float]) -> bool:
+            recorder.flush()  # lines up to a checkpoint are on file before it is
+            return checkpoints.save(step, state, meta, scores)
+
+        def evaluated(step: int) -> bool:
+            """Whether the evaluation of a step is on file: a run that is told to stop saves and leaves before it."""
+            on_file = first and any(line["step"] == step and best in line for line in read_jsonl(workdir / FILE))
+            return bool(agreement.from_first(on_file))
+
         step_function = jax.jit(trainer.step, donate_argnums=0)
         make = lambda step: load(trainer.mesh, loader, step)
         try:
+            if restored is not None and evaluators and due(start, config.eval_every, config.steps):
+                if not evaluated(start):
+                    evaluate(start, state)
             with Prefetch(make, start, stop_step=config.steps) as batches:
                 for step, batch in batches:
                     with tracing.step(step, pending=state):
@@ -164,24 +179,18 @@ def fit(
                     done = step + 1
                     recorder.add(done, metrics)
                     progress.update(done, places, recorder.latest_loss)
-                    stop = preemption.reached(done)
-                    scores: dict[str, float] = {}
-                    if not stop and _due(done, config.eval_every, config.steps):
-                        recorder.flush()
-                        for name, evaluator in evaluators.items():
-                            scores |= {f"{name}/{metric}": value for metric, value in evaluator(state).items()}
-                        recorder.write(done, scores)
-                        recorder.restart_clock()
-                        if scores:
-                            progress.note("  ".join([f"step {done}", *(f"{k} {v:.4f}" for k, v in scores.items())]))
-                    if stop or _due(done, config.save_every, config.steps):
-                        recorder.flush()  # lines up to a checkpoint are on file before it is
-                        checkpoints.save(done, state, meta, scores)
-                        recorder.restart_clock()
-                    if stop:
-                        checkpoints.wait()
-                        progress.note(f"step {done}: told to stop; saved, and the same command continues from here")
+                    if preemption.reached(done):
+                        kept = save(done, state, {}) and checkpoints.wait()
+                        progress.note(f"step {done}: told to stop; {'saved' if kept else 'the save failed'}")
                         raise SystemExit(Preemption.EXIT_CODE)
+                    scores: dict[str, float] = {}
+                    if evaluators and due(done, config.eval_every, config.steps):
+                        recorder.flush()
+                        scores = evaluate(done, state)
+                        recorder.restart_clock()
+                    if due(done, config.save_every, config.steps):
+                        save(done, state, scores)
+                        recorder.restart_clock()
         finally:
             progress.close()
             if writer is not None:
@@ -189,80 +198,11 @@ def fit(
     return Fitted(trainer, state)
 
 
-class Recorder:
-    """Writes the metrics of log steps, fetched when a later step is already under way, and watches for skipped steps.
-
-    Args:
-      writer: where to; None on all processes but the first.
-      config: of the run.
-      places: of a batch, for the rates.
-      speed: from tokens per second to the utilisation of the chips, or to None.
-    """
-
-    def __init__(self, writer: Writer | None, config: TrainConfig, places: int, speed: Any):
-        self._writer, self._config, self._places, self._speed = writer, config, places, speed
-        self._waiting: list[tuple[int, Mapping[str, jax.Array]]] = []
-        self._latest: jax.Array | None = None
-        self._since: float | None = None  # None until the step that compiles is over
-        self._steps = 0
-
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Notes a step that was dispatched. Raises `FloatingPointError` if the run is stuck."""
-        if self._waiting and _due(self._waiting[-1][0], self._config.log_every, self._config.steps):
-            self.flush()
-        self._waiting.append((step, metrics))
-        if len(self._waiting) > AHEAD:
-            jax.block_until_ready(self._waiting[-1 - AHEAD][1])
-            self._latest = self._waiting[-1 - AHEAD][1]["loss"]
-        if self._since is None:
-            self.restart_clock()
-        else:
-            self._steps += 1
-
-    def flush(self) -> None:
-        """Fetches and writes all that is due. Raises `FloatingPointError` if the run is stuck."""
-        waiting, self._waiting = self._waiting, []
-        for step, metrics in waiting:
-            due = _due(step, self._config.log_every, self._config.steps)
-            values = jax.device_get(dict(metrics) if due else {"skipped_in_a_row": metrics["skipped_in_a_row"]})
-            if due:
-                self._latest = values["loss"]
-                self.write(step, {name: float(value) for name, value in values.items()} | self._rates())
-            self._config.optimizer.stop_if_stuck(int(values["skipped_in_a_row"]), step)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is not None and values:
-            self._writer.write(step, values)
-
-    def latest_loss(self) -> float:
-        """Of the newest step that is known to be over, or the first one."""
-        return float(self._waiting[0][1]["loss"] if self._latest is None else self._latest)
-
-    def restart_clock(self) -> None:
-        """Leaves out of the rates what came before: compiling, evaluating, saving."""
-        self._since, self._steps = time.monotonic(), 0
-
-    def _rates(self) -> dict[str, float]:
-        steps, since = self._steps, self._since
-        if since is None or steps == 0:
-            return {}
-        seconds = time.monotonic() - since
-        self.restart_clock()
-        rate = steps * self._places / seconds
-        utilisation = self._speed(rate)
-        rates = {"time/seconds_per_step": seconds / steps, "time/tokens_per_second": rate}
-        return rates if utilisation is None else rates | {"time/mfu": utilisation}
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
-
-
 def _check_rows(spec: ModelSpec, loader: Loader, evaluations: Mapping[str, Loader]) -> int:
-    """The length of the rows of training. Raises `ConfigError` if a first row of the data does not fit the model."""
+    """The length of the rows of training. Raises `ConfigError` if the first batches do not fit the model."""
     limit, lengths = decoder.max_positions(spec), []
     for name, data in {"training": loader, **evaluations}.items():
-        tokens = data(0, slice(0, 1))["tokens"]
+        tokens = data(0)["tokens"]
         lengths.append(tokens.shape[1])
         require(
             limit is None or tokens.shape[1] <= limit,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from tests.dist.runs import Run, run, trainer
 
 from jaxlm.train.step import TrainState
+from tests.dist.runs import Run, run, trainer
 
 
 @pytest.fixture(scope="session")

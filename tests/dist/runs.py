@@ -34,7 +34,7 @@ OPTIMIZER = Optimizer(schedule=Schedule(peak=1e-3, warmup=0), clip_norm=0.5, ema
 
 @dataclasses.dataclass
 class Run:
-    """What a run leaves behind: float32 losses [STEPS], the gradient of step 0 by path, and the trainer's last state."""
+    """What a run leaves behind: float32 losses [STEPS], the gradient of step 0 by path, and the last state."""
 
     losses: np.ndarray
     gradient: dict[str, np.ndarray]

@@ -14,7 +14,6 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.dist.runs import batch, mesh_of, trainer
 
 from jaxlm import dist
 from jaxlm.core import registry
@@ -25,6 +24,7 @@ from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
 from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
+from tests.dist.runs import batch, mesh_of, trainer
 
 ROWS, LENGTH, WIDTH = 8, 128, 32  # long enough for attention to cut its queries
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all|collective-broadcast"

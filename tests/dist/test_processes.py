@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from tests.dist.launch import errors, launch
 from tests.dist.runs import assert_close, whole
 

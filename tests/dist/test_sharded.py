@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from tests.dist.runs import OPTIMIZER, STEPS, VOCABULARY, assert_close, batch, mesh_of, run, trainer, whole
 
 from jaxlm import dist
 from jaxlm.core import registry
@@ -18,6 +17,7 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.step import Trainer
+from tests.dist.runs import OPTIMIZER, STEPS, VOCABULARY, assert_close, batch, mesh_of, run, trainer, whole
 
 # data x fsdp x tensor, microbatches; the last takes 4 of the 8 devices.
 MESHES = [("8x1x1", 1), ("1x8x1", 1), ("2x2x2", 2), ("1x2x4", 1), ("1x1x4", 4)]

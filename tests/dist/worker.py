@@ -1,7 +1,7 @@
-"""One process of several, placed by the variables of `jaxlm.dist.processes`: ``python -m tests.dist.worker task folder mesh``.
+"""One process of several: ``python -m tests.dist.worker task folder mesh``, placed as `jaxlm.dist.processes` says.
 
-``steps`` repeats the run of this folder and saves what it saw. ``train`` trains in the folder with checkpoints; a further
-argument is the step at whose batch this process kills itself. Both start from the parameters in ``start.npz``.
+``steps`` repeats the run of this folder and saves what it saw. ``train`` trains in the folder with checkpoints; a
+further argument is the step at whose batch this process kills itself. Both start from the parameters in ``start.npz``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tests.dist.runs import MODEL, OPTIMIZER, ROWS, STEPS, loaders, mesh_of, run, trainer, whole
 
 from jaxlm.core.params import map_specs
 from jaxlm.data.loader import Batch, Loader
@@ -24,6 +23,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.loop import fit
+from tests.dist.runs import MODEL, OPTIMIZER, ROWS, STEPS, loaders, mesh_of, run, trainer, whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxlm.position.alibi import Alibi, slopes
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.sinusoidal import Sinusoidal
 from jaxlm.position.t5_bias import T5Bias, bucket
+from tests.tiny import jit
 
 
 def files(golden: Path, prefix: str) -> list[dict[str, np.ndarray]]:
@@ -39,6 +40,10 @@ def whole_numbers(size: int) -> jnp.ndarray:
     return jnp.arange(size, dtype=jnp.int32)[None]
 
 
+def rotate(rotary: Rotary, x, positions) -> np.ndarray:
+    return np.asarray(jit(lambda x, positions: rotary.rotate({}, x, positions, None))(x, positions))
+
+
 def test_rope_default(golden):
     for data in files(golden, "rope_default"):
         config = json.loads(data["config_json"].tobytes())
@@ -53,11 +58,11 @@ def test_rope_default(golden):
             # A 1 in the first channel of each pair turns into (cos, sin): the table, read through the public call.
             length = len(data[key])
             ones = jnp.concatenate((jnp.ones(width // 2), jnp.zeros(width // 2)))
-            turned = rotary.rotate({}, jnp.tile(ones, (1, length, 1, 1)), whole_numbers(length), None)[0, :, 0]
+            turned = rotate(rotary, jnp.tile(ones, (1, length, 1, 1)), whole_numbers(length))[0, :, 0]
             expected = np.concatenate((data[key][:, : width // 2], data[f"sin{key[3:]}"][:, : width // 2]), -1)
             table_close(turned, expected, np.arange(length))
         for name in ("q", "k"):
-            turned = rotary.rotate({}, data[name].transpose(0, 2, 1, 3), data["positions"][None], None)
+            turned = rotate(rotary, data[name].transpose(0, 2, 1, 3), data["positions"][None])
             close(turned.transpose(0, 2, 1, 3), data[f"{name}_rot"])
 
 
@@ -66,18 +71,18 @@ def test_rope_interleaved(golden):
         table, width = data["table"], data["q"].shape[-1]
         rotary = Rotary(base=10_000.0, pairing="interleaved")
         ones = jnp.tile(jnp.asarray([1.0, 0.0]), (1, len(table), 1, width // 2))
-        turned = np.asarray(rotary.rotate({}, ones, whole_numbers(len(table)), None))[0, :, 0]
+        turned = rotate(rotary, ones, whole_numbers(len(table)))[0, :, 0]
         table_close(turned[:, 1::2], table[:, : width // 2], np.arange(len(table)))
         table_close(turned[:, 0::2], table[:, width // 2 :], np.arange(len(table)))
-        close(rotary.rotate({}, data["q"], data["positions"], None), data["q_rot"])
+        close(rotate(rotary, data["q"], data["positions"]), data["q_rot"])
 
 
 def test_rope_score_does_not_depend_on_the_start(golden):
     for data in files(golden, "bf16_rope_shift"):
         rotary, delta = Rotary(base=10_000.0), int(data["delta"])
         starts, rows = jnp.asarray(data["starts"])[:, None], (len(data["starts"]), 1, 1, 1)
-        q = rotary.rotate({}, jnp.tile(data["q"], rows), starts + delta, None)
-        k = rotary.rotate({}, jnp.tile(data["k"], rows), starts, None)
+        q = rotate(rotary, jnp.tile(data["q"], rows), starts + delta)
+        k = rotate(rotary, jnp.tile(data["k"], rows), starts)
         scores = np.einsum("blhk,blhk->b", np.asarray(q, np.float64), np.asarray(k, np.float64))
         # Every product of the sum is wrong by its two tables' errors.
         slack = 2 * (1e-5 + 1e-7 * (data["starts"] + delta)) * np.linalg.norm(data["q"]) * np.linalg.norm(data["k"])
@@ -110,7 +115,7 @@ def test_t5_bias(golden):
         assert keys and all(keys)
         for key in keys:
             kind, buckets, furthest = key[1], int(key[2]), int(key[3])
-            ours = bucket(distance, buckets, furthest, kind == "bi")
+            ours = jit(bucket, static_argnums=(1, 2, 3))(distance, buckets, furthest, kind == "bi")
             np.testing.assert_array_equal(ours, data[key[0]], err_msg=key[0])
         table = data["bias_table"]
         furthest = [int(key[3]) for key in keys if int(key[2]) == len(table)]

@@ -149,7 +149,8 @@ def test_forms_that_do_not_go_together():
 
 
 class TestDropout:
-    spec = tiny(dropout=0.4)
+    layers = tiny(repeats=2).layers + tiny(repeats=1).layers
+    spec = tiny(layers=layers, dropout=0.4)
     tokens = tokens_of(2, 6)
 
     def logits(self, seed, train=True, unstacked=False):
@@ -162,7 +163,7 @@ class TestDropout:
         one = self.logits(0)
         np.testing.assert_array_equal(one, self.logits(0))
         assert np.abs(one - self.logits(1)).max() > 0.01
-        plain = decoder.forward(tiny(), params_of(self.spec), self.tokens).logits
+        plain = decoder.forward(tiny(layers=self.layers), params_of(self.spec), self.tokens).logits
         close(self.logits(0, train=False), plain)
         # Every layer has its own noise, the same whether layers are scanned or not.
         close(self.logits(0, unstacked=True), one)
