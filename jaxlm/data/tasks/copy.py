@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from jaxlm.data.tasks.base import Task, alphabet, encoded_length, require_symbols
+from jaxlm.data.tasks.symbols import RandomSymbols
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,37 +89,18 @@ class CopyRdc2x(CopyRdc):
 
 
 @dataclasses.dataclass(frozen=True)
-class CopyCmc(Task):
+class CopyCmc(RandomSymbols):
     """``a b c`` -> ``a b c``."""
 
-    symbols: int = 100
-
-    def check(self) -> None:
-        super().check()
-        require_symbols(self, self.symbols)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return alphabet(self.symbols)
-
-    def sample(self, rng: np.random.Generator, length: int) -> tuple[list[str], list[str]]:
-        words = self.words
-        return self._spell([words[i] for i in rng.integers(self.symbols, size=length)])
-
-    def tokens_bound(self, length: int) -> int:
-        return encoded_length(*self._spell([self.words[0]] * length))
-
-    def _spell(self, symbols: list[str]) -> tuple[list[str], list[str]]:
-        return symbols, symbols
+    def rewrite(self, symbols: list[str]) -> list[str]:
+        return symbols
 
 
 @dataclasses.dataclass(frozen=True)
-class CopyCmc2x(CopyCmc):
+class CopyCmc2x(RandomSymbols):
     """``a b c`` -> ``a b c [NEXT] a b c``."""
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (*alphabet(self.symbols), "[NEXT]")
+    markers: ClassVar[tuple[str, ...]] = ("[NEXT]",)
 
-    def _spell(self, symbols: list[str]) -> tuple[list[str], list[str]]:
-        return symbols, [*symbols, "[NEXT]", *symbols]
+    def rewrite(self, symbols: list[str]) -> list[str]:
+        return [*symbols, *self.markers, *symbols]

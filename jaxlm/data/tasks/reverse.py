@@ -8,52 +8,34 @@ length). Shown by experiments/length_generalization.py.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
-import numpy as np
-
-from jaxlm.data.tasks.base import Task, alphabet, encoded_length, require_symbols
+from jaxlm.data.tasks.symbols import RandomSymbols
 
 
 @dataclasses.dataclass(frozen=True)
-class ReverseMc(Task):
+class ReverseMc(RandomSymbols):
     """``a b c`` -> ``c b a``."""
 
-    symbols: int = 100
-
-    def check(self) -> None:
-        super().check()
-        require_symbols(self, self.symbols)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return alphabet(self.symbols)
-
-    def sample(self, rng: np.random.Generator, length: int) -> tuple[list[str], list[str]]:
-        words = self.words
-        return self._spell([words[i] for i in rng.integers(self.symbols, size=length)])
-
-    def tokens_bound(self, length: int) -> int:
-        return encoded_length(*self._spell([self.words[0]] * length))
-
-    def _spell(self, symbols: list[str]) -> tuple[list[str], list[str]]:
-        return symbols, symbols[::-1]
+    def rewrite(self, symbols: list[str]) -> list[str]:
+        return symbols[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReverseMc2x(ReverseMc):
+class ReverseMc2x(RandomSymbols):
     """``a b c`` -> ``c b a [NEXT] c b a``."""
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (*alphabet(self.symbols), "[NEXT]")
+    markers: ClassVar[tuple[str, ...]] = ("[NEXT]",)
 
-    def _spell(self, symbols: list[str]) -> tuple[list[str], list[str]]:
-        return symbols, [*symbols[::-1], "[NEXT]", *symbols[::-1]]
+    def rewrite(self, symbols: list[str]) -> list[str]:
+        return [*symbols[::-1], *self.markers, *symbols[::-1]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReverseMcrv(ReverseMc2x):
+class ReverseMcrv(RandomSymbols):
     """``a b c`` -> ``c b a [NEXT] a b c``."""
 
-    def _spell(self, symbols: list[str]) -> tuple[list[str], list[str]]:
-        return symbols, [*symbols[::-1], "[NEXT]", *symbols]
+    markers: ClassVar[tuple[str, ...]] = ("[NEXT]",)
+
+    def rewrite(self, symbols: list[str]) -> list[str]:
+        return [*symbols[::-1], *self.markers, *symbols]
