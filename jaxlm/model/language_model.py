@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from jaxlm import dist
-from jaxlm.core import config
+from jaxlm.core import compat, config
 from jaxlm.core import params as parameters
 from jaxlm.core.types import Params
 from jaxlm.model import decoder
@@ -74,7 +74,7 @@ def init(model: LanguageModel, key: jax.Array, mesh: jax.sharding.Mesh | None = 
     """
     specs = decoder.param_specs(model.spec)
     places = None if mesh is None else dist.param_shardings(mesh, specs)
-    return jax.jit(functools.partial(parameters.initialize, specs), out_shardings=places)(key)
+    return compat.jit_once(functools.partial(parameters.initialize, specs), out_shardings=places)(key)
 
 
 def init_state(model: LanguageModel, batch: int, max_length: int, cache: Any = "full") -> Any:

@@ -151,10 +151,11 @@ class ModelSpec(Spec):
     def from_json(cls, text: str) -> ModelSpec:
         """The inverse of `to_json`. Raises `ConfigError` for another version or any field that does not fit."""
         try:
-            data: Any = json.loads(text)
+            data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"model specification is not JSON: {error}") from None
         found = data.get("version") if isinstance(data, dict) else None
         if found != VERSION:
             raise ConfigError(f"model specification has version {found!r}; this jaxlm reads version {VERSION}")
-        return config.from_dict(cls, data.get("model"))
+        require("model" in data, "model specification has a version but no field 'model'")
+        return config.from_dict(cls, data["model"])

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxlm import dist
+from jaxlm.core import compat
 from jaxlm.core.config import require
 from jaxlm.core.params import initialize
 from jaxlm.core.types import Params, Specs
@@ -110,12 +111,12 @@ class Trainer:
         if self.mesh is not None:  # they may come from one device
             params = jax.device_put(params, dist.param_shardings(self.mesh, self.model_specs))
         # Copied, since the step donates its state.
-        copy = jax.jit(lambda n, p: self._fresh(n, jax.tree.map(jnp.copy, p)), out_shardings=self.shardings())
+        copy = compat.jit_once(lambda n, p: self._fresh(n, jax.tree.map(jnp.copy, p)), out_shardings=self.shardings())
         return copy(number, params)
 
     @functools.cached_property
     def _from_seed(self) -> Callable[[Any], TrainState]:
-        return jax.jit(self._initial, out_shardings=self.shardings())
+        return compat.jit_once(self._initial, out_shardings=self.shardings())
 
     def _initial(self, seed: jax.Array) -> TrainState:
         return self._fresh(seed, initialize(self.model_specs, jax.random.key(seed)))

@@ -179,7 +179,7 @@ def test_version_and_form_of_the_json():
         ({**good, "version": 99}, "99"),
         ({"model": good["model"]}, "version"),
         ([], "version"),
-        ({"version": good["version"]}, "mapping"),
+        ({"version": good["version"]}, "'model'"),
         ({**good, "model": {"widht": 3}}, "width"),
         ({**good, "model": {**good["model"], "layers": [{"pattern": [{"mixer": "atention"}]}]}}, "attention"),
     ]:
