@@ -26,7 +26,23 @@ _NAMES = {
     "unembed": "jaxlm.model.language_model",
 }
 
-__all__ = ["__version__", "list", *_NAMES]
+__all__ = [
+    "__version__",
+    "list",
+    "Attention",
+    "Block",
+    "ConfigError",
+    "Group",
+    "LanguageModel",
+    "ModelSpec",
+    "describe",
+    "draw_positions",
+    "generate",
+    "init",
+    "init_state",
+    "load_checkpoint",
+    "unembed",
+]
 
 
 def list(slot: str) -> dict[str, str]:

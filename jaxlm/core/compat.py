@@ -17,8 +17,8 @@ def make_mesh(shape: tuple[int, ...], names: tuple[str, ...], devices: Sequence[
 def jit_once(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` for what runs once, such as drawing initial values.
 
-    On a CPU its compile time is all that counts: optimization level 1 costs a fifth of the default for random draws, and
-    gives the same bits.
+    On a CPU its compile time is all that counts: optimization level 1 costs a third of the default for random draws,
+    and gives the same bits.
     """
     if jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 1}

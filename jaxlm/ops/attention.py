@@ -50,7 +50,9 @@ def attention(
       ConfigError: an unknown implementation, or shapes that do not fit.
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[2] % k.shape[2]:
-        raise ConfigError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} are not [B,Lq,H,K], [B,Lk,G,K], [B,Lk,G,K], G | H")
+        raise ConfigError(
+            f"attention: q {q.shape}, k {k.shape}, v {v.shape} are not [B,Lq,H,K], [B,Lk,G,K], [B,Lk,G,K], G | H"
+        )
     if implementation is not None:
         choose("attention implementation", implementation, IMPLEMENTATIONS)
     if ordered is None:
