@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LIMIT = 900
 
 
 def launch(folder: Path, task: str, mesh: str, *, alone: dict[int, list[str]] | None = None) -> list[int]:
     """Runs `tests.dist.worker` in two processes and returns their exit codes.
 
     Each writes stderr to ``folder/<process>.err``. Once one has failed the other, which waits for it in vain, is killed
-    as a cluster would do it. ``alone`` holds further arguments of a single process.
+    as a cluster would do it, and so are both after ``LIMIT`` seconds. ``alone`` holds further arguments of one process.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,7 +36,10 @@ def launch(folder: Path, task: str, mesh: str, *, alone: dict[int, list[str]] | 
         with (folder / f"{i}.err").open("w") as err:
             pair.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=err, stderr=err))
     try:
+        until = time.monotonic() + LIMIT
         while any(process.poll() is None for process in pair) and not any(process.poll() for process in pair):
+            if time.monotonic() > until:
+                break
             time.sleep(0.05)
     finally:
         for process in pair:
