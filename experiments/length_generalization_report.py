@@ -193,20 +193,29 @@ def _curves(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]], 
     """Exact match against length, one panel a task: mean over seeds, band from the worst to the best."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(lengths), figsize=(1.5 + 4.2 * len(lengths), 3.4), sharey=True, squeeze=False)
+    columns = min(3, len(lengths))
+    lines = -(-len(lengths) // columns)
+    size = (1.5 + 4.0 * columns, 3.2 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     labels = sorted({r.position for r in rows}, key=_order)
-    for axes, (task, (train, test)) in zip(panels[0], lengths.items(), strict=True):
+    panels = list(grid.flat)
+    for axes, (task, (train, test)) in zip(panels, lengths.items(), strict=False):
+        x = sorted(train | test)
         for color, label in enumerate(labels):
-            grid = _grid(rows, task, label, sorted(train | test))
-            if grid.size:
-                x = sorted(train | test)
-                axes.plot(x, grid.mean(0), color=f"C{color}", label=label, lw=1.8)
-                axes.fill_between(x, grid.min(0), grid.max(0), color=f"C{color}", alpha=0.15, lw=0)
+            scores_SL = _grid(rows, task, label, x)
+            if scores_SL.size:
+                axes.plot(x, scores_SL.mean(0), color=f"C{color}", label=label, lw=1.8)
+                axes.fill_between(x, scores_SL.min(0), scores_SL.max(0), color=f"C{color}", alpha=0.15, lw=0)
         axes.axvspan(min(train) - 0.5, max(train) + 0.5, color="0.92", zorder=0)
         axes.text(max(train) + 0.3, 1.03, "trained", ha="right", va="bottom", fontsize=8, color="0.4")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(title=task, xlabel="length", ylim=(-0.03, 1.12), xlim=(min(train) - 0.5, max(test) + 0.5))
-    panels[0][0].set_ylabel("exact match")
-    panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("exact match")
+    for axes in panels[len(lengths) :]:
+        axes.set_axis_off()
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
     return _saved(figure, workdir / "curves.png")
 
 

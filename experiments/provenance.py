@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,9 @@ def _command() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}"
-    return " ".join((program, *map(shlex.quote, sys.argv[1:])))
+    # An absolute path is of one computer; its last part is what a reader needs.
+    arguments = [re.sub(r"=/.*/", "=", argument) for argument in sys.argv[1:]]
+    return " ".join((program, *map(shlex.quote, arguments)))
 
 
 def _commit() -> str:

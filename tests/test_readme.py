@@ -4,8 +4,15 @@ import re
 from pathlib import Path
 
 import jax.numpy as jnp
+import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("preset", ["demo", "study"])
+def test_the_tables_are_those_of_the_committed_results(preset):
+    table = README.parent / "results" / "length_generalization" / preset / "table.txt"
+    assert table.read_text(encoding="utf-8").strip() in README.read_text(encoding="utf-8")
 
 
 def test_the_snippet_runs(capsys):

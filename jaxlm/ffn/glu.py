@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -23,7 +24,7 @@ class Glu(Spec):
     """Gated linear unit.
 
     Attributes:
-      hidden: hidden width; 0 for ``expansion * width``.
+      hidden: hidden width; 0 for ``expansion * width``, rounded up to a multiple of 8 so that it shards and tiles.
       expansion: hidden width as a multiple of the model's; 8/3 matches the parameters of a 4x perceptron.
       activation: a name of `jaxlm.ops.activation.ACTIVATIONS`, applied to the gate.
       bias: whether both layers have one.
@@ -41,7 +42,7 @@ class Glu(Spec):
         require(self.hidden >= 0 and self.expansion > 0, "Glu: expected hidden >= 0 and expansion > 0")
 
     def params(self, dims: Dims) -> Specs:
-        hidden = self.hidden or round(self.expansion * dims.width)
+        hidden = self.hidden or 8 * math.ceil(self.expansion * dims.width / 8)
         specs = {
             "in": ParamSpec((dims.width, hidden, 2), ("embed", "mlp", None)),
             "out": ParamSpec((hidden, dims.width), ("mlp", "embed")),

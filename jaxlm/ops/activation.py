@@ -26,5 +26,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function called ``name`` (``gelu`` is the exact, erf form); `ConfigError` with a suggestion if there is none."""
+    """The function called ``name`` (``gelu`` is the exact, erf form); `ConfigError` with a suggestion otherwise."""
     return ACTIVATIONS[choose("activation", name, ACTIVATIONS)]
