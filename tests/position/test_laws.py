@@ -27,6 +27,7 @@ from tests.tiny import VOCABULARY, caller, close, count_positions, jit, params_o
 class Beyond(Spec):
     """The keys that a `Window` of this size hides."""
 
+    paper: ClassVar[str] = "none: a toy of the tests"
     causal: ClassVar[bool] = True
     size: int = 4
 
