@@ -172,7 +172,7 @@ def evaluate(model: Decoder, params: Any, task: Task, examples: int, seed: int) 
         for length in range(low, high + 1):
             batch = training_batch([task.at(length, i) for i in range(examples)], size)
             key = jax.random.fold_in(jax.random.key(seed), length)
-            out[length] = float(jnp.mean(exact_matches(model, params, batch, key)))
+            out[length] = round(float(jnp.mean(exact_matches(model, params, batch, key))), 4)
     return out
 
 

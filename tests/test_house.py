@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"configs"},
     {"experiments"},
+    {"experiments.peers"},  # other libraries at the same work, for benchmarks
     {"jaxlm"},  # jaxlm/__init__.py, the public names
     {"jaxlm.train", "jaxlm.eval", "jaxlm.decode", "jaxlm.interop", "jaxlm.compress"},
     {"jaxlm.model"},
@@ -53,6 +54,7 @@ OUTSIDE = {
     "jaxlm.model": {"jax", "numpy", "flax"},
     "jaxlm.train": {"jax", "numpy", "optax", "orbax"},
     "experiments": {"jax", "numpy", "optax", "absl", "ml_collections"},
+    "experiments.peers": {"numpy", "torch"},
     "configs": {"numpy"},
 }
 OUTSIDE_BY_DEFAULT = {"jax", "numpy"}
@@ -63,7 +65,7 @@ RESERVED = {
     "orbax": {"jaxlm.train"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
-    "torch": {"experiments"},
+    "torch": {"experiments", "experiments.peers"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),
