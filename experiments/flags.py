@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from experiments.host_memory import keep_freed_memory
 from experiments.overrides import diff, leaves, override, slots_of
 from jaxlm.core.config import Spec, to_dict
 from jaxlm.core.errors import ConfigError, choose
@@ -49,6 +50,7 @@ def run(main: Callable[..., None], default: str) -> None:
       main: its first parameter is annotated with the study's run configuration.
       default: the configuration file (and preset) used without ``--config``.
     """
+    keep_freed_memory()
     run_config = next(iter(typing.get_type_hints(main).values()))
     define_config(default)
     study = sys.modules["__main__"]

@@ -1,4 +1,4 @@
-"""Cross-entropy of a vocabulary head without ever holding [B, L, V]: the rows are cut and each piece is recomputed backward."""
+"""Cross-entropy of a vocabulary head without ever holding [B, L, V]: rows are cut, pieces recomputed backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PIECE = 2**23  # logits alive at once, per batch of rows
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-log softmax(logits)[target] and the log-sum-exp, float32 [...], of float32 logits [..., V] and int32 targets [...]."""
+    """-log softmax(logits)[target] and log-sum-exp, float32 [...], of float32 logits [..., V] and targets [...]."""
     lse = jax.nn.logsumexp(logits, axis=-1)
     # A comparison fuses into the sum; a gather would scatter in the backward pass.
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
