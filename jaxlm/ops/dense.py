@@ -27,7 +27,7 @@ def dense(x: jax.Array, weight: jax.Array, inputs: int = 1, dtype: Any = None) -
     lead = x.shape[: x.ndim - inputs]
     size = math.prod(weight.shape[:inputs])
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
-    out = _matmul(dtype, x.reshape(*lead, size), weight.reshape(size, -1).astype(x.dtype))
+    out: Any = _matmul(dtype, x.reshape(*lead, size), weight.reshape(size, -1).astype(x.dtype))
     return out.reshape(*lead, *weight.shape[inputs:])
 
 
