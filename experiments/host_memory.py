@@ -1,8 +1,8 @@
 """Keeping freed memory, for programs that train on a CPU.
 
 XLA asks the C library for its temporary arrays at every step and gives them back. glibc returns large blocks to the
-kernel at once, so each step pays again for page faults and zeroed pages: a fifth of the CPU-seconds of a small training
-step (BUILD.md has the figures). A program that runs the same step a thousand times had better keep them.
+kernel at once, so each step pays again for page faults and zeroed pages, a visible part of a small training step. A
+program that runs the same step a thousand times had better keep them.
 """
 
 from __future__ import annotations
