@@ -23,6 +23,8 @@ _NAMES = {
     "init": "jaxlm.model.language_model",
     "init_state": "jaxlm.model.language_model",
     "load_checkpoint": "jaxlm.train.load",
+    "load_hf": "jaxlm.interop.load",
+    "save_hf": "jaxlm.interop.save",
     "unembed": "jaxlm.model.language_model",
 }
 
@@ -41,6 +43,8 @@ __all__ = [
     "init",
     "init_state",
     "load_checkpoint",
+    "load_hf",
+    "save_hf",
     "unembed",
 ]
 
@@ -72,6 +76,8 @@ def __dir__() -> Any:
 if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.core.errors import ConfigError as ConfigError
     from jaxlm.decode.generate import generate as generate
+    from jaxlm.interop.load import load_hf as load_hf
+    from jaxlm.interop.save import save_hf as save_hf
     from jaxlm.mixer.attention import Attention as Attention
     from jaxlm.model.describe import describe as describe
     from jaxlm.model.language_model import LanguageModel as LanguageModel

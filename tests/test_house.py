@@ -27,7 +27,8 @@ FLOORS = [
     {"experiments"},
     {"experiments.peers"},  # other libraries at the same work, for benchmarks
     {"jaxlm"},  # jaxlm/__init__.py, the public names
-    {"jaxlm.train", "jaxlm.eval", "jaxlm.decode", "jaxlm.interop", "jaxlm.compress"},
+    {"jaxlm.eval"},
+    {"jaxlm.train", "jaxlm.decode", "jaxlm.interop", "jaxlm.compress"},
     {"jaxlm.model"},
     {"jaxlm.mixer", "jaxlm.objective"},
     {"jaxlm.position", "jaxlm.attention", "jaxlm.cache", "jaxlm.ffn", "jaxlm.norm"},

@@ -65,11 +65,16 @@ def jit(function: Any, **options: Any) -> Any:
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
-def caller(spec: ModelSpec) -> Any:
-    """A jitted ``(params, tokens, segment_ids, positions, state) -> (logits, state)``; the last three may be None."""
+def caller(spec: ModelSpec, length: int | None = None) -> Any:
+    """A jitted ``(params, tokens, segment_ids, positions, state) -> (logits, state)``; the last three may be None.
+
+    ``length`` is what encodings that depend on the context's length are told.
+    """
 
     def call(params, tokens, segment_ids=None, positions=None, state=None):
-        out = decoder.forward(spec, params, tokens, segment_ids=segment_ids, positions=positions, state=state)
+        out = decoder.forward(
+            spec, params, tokens, segment_ids=segment_ids, positions=positions, state=state, length=length
+        )
         return out.logits, out.state
 
     return jit(call)

@@ -25,6 +25,9 @@ class Causal(Spec):
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         return pos_k <= pos_q
 
+    def mean_keys(self, length: int) -> float:
+        return (length + 1) / 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional(Spec):
@@ -35,6 +38,9 @@ class Bidirectional(Spec):
 
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         return (pos_k == pos_k) & (pos_q == pos_q)
+
+    def mean_keys(self, length: int) -> float:
+        return length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,30 @@ class Window(Spec):
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         return (pos_k <= pos_q) & (pos_q - pos_k < self.size)
 
+    def mean_keys(self, length: int) -> float:
+        return min((length + 1) / 2, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked(Spec):
+    """A query sees itself and what is before it in its own chunk: positions 0 to ``size - 1``, ``size`` to ..."""
+
+    paper: ClassVar[str] = "Meta 2025, Llama 4 (chunked attention in the layers with rotary positions)"
+    causal: ClassVar[bool] = True
+
+    size: int = 8192
+
+    def check(self) -> None:
+        require(
+            hasattr(self.size, "aval") or self.size > 0, f"Chunked.size: expected a positive integer, got {self.size}"
+        )
+
+    def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        return (pos_k <= pos_q) & (pos_q // self.size == pos_k // self.size)
+
+    def mean_keys(self, length: int) -> float:
+        return (min(length, self.size) + 1) / 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Both(Spec):
@@ -70,6 +100,9 @@ class Both(Spec):
 
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         return self.left.pointwise(pos_q, pos_k) & self.right.pointwise(pos_q, pos_k)
+
+    def mean_keys(self, length: int) -> float:
+        return min(self.left.mean_keys(length), self.right.mean_keys(length))
 
 
 def dense(mask: Mask, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:

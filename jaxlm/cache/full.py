@@ -21,9 +21,11 @@ class FullCache:
     """State of one layer.
 
     Attributes:
-      k, v: [B, G, T, K], the layout whose decode step is fastest on CPU, GPU and TPU alike.
+      k, v: [B, G, T, K], the layout whose decode step is fastest on CPU, GPU and TPU alike; values may be of another
+        width than keys.
       position: int32 [B, T]. segment: int32 [B, T], 0 where the slot is empty or holds padding.
-      cursor: int32 [B], the next slot to write; beyond T the cache has overflowed.
+      cursor: int32 scalar, the next slot to write, or [B] where rows differ; beyond T the cache has overflowed. All
+        rows are written alike, and one slice for them all is several times faster than one for each.
       rotated: whether ``k`` holds rotated keys.
     """
 
@@ -37,21 +39,23 @@ class FullCache:
     @property
     def overflowed(self) -> jax.Array:
         """Boolean [B]: more tokens were written than the cache holds, so older ones were lost."""
-        return self.cursor > self.k.shape[2]
+        return jnp.broadcast_to(self.cursor > self.k.shape[2], self.k.shape[:1])
 
     def append(self, k_BLGK: jax.Array, v_BLGK: jax.Array, position_BL: jax.Array, segment_BL: jax.Array) -> FullCache:
         """Writes L tokens at the cursor. Never at a position: positions may be random, shifted or padded."""
 
         def put(axis: int, old: jax.Array, new: jax.Array) -> jax.Array:
-            write = jax.vmap(lambda o, n, at: jax.lax.dynamic_update_slice_in_dim(o, n, at, axis))
-            return write(old, new.astype(old.dtype), self.cursor)
+            write = jax.lax.dynamic_update_slice_in_dim
+            if self.cursor.ndim:
+                return jax.vmap(lambda o, n, at: write(o, n, at, axis - 1))(old, new.astype(old.dtype), self.cursor)
+            return write(old, new.astype(old.dtype), self.cursor, axis)
 
         return dataclasses.replace(
             self,
-            k=put(1, self.k, k_BLGK.transpose(0, 2, 1, 3)),
-            v=put(1, self.v, v_BLGK.transpose(0, 2, 1, 3)),
-            position=put(0, self.position, position_BL),
-            segment=put(0, self.segment, segment_BL),
+            k=put(2, self.k, k_BLGK.transpose(0, 2, 1, 3)),
+            v=put(2, self.v, v_BLGK.transpose(0, 2, 1, 3)),
+            position=put(1, self.position, position_BL),
+            segment=put(1, self.segment, segment_BL),
             cursor=self.cursor + k_BLGK.shape[1],
         )
 
@@ -72,13 +76,26 @@ class Full(Spec):
 
     rotated: bool = True
 
-    def init(self, batch: int, capacity: int, groups: int, width: int, dtype: Any, *, pre_rotate: bool) -> FullCache:
-        """An empty cache for ``groups`` key/value heads of ``width`` channels and ``capacity`` tokens."""
+    def init(
+        self,
+        batch: int,
+        capacity: int,
+        groups: int,
+        width: int,
+        dtype: Any,
+        *,
+        pre_rotate: bool,
+        value_width: int | None = None,
+    ) -> FullCache:
+        """An empty cache for ``groups`` key/value heads and ``capacity`` tokens.
+
+        Keys have ``width`` channels, values ``value_width`` or, by default, as many.
+        """
         return FullCache(
             k=jnp.zeros((batch, groups, capacity, width), dtype),
-            v=jnp.zeros((batch, groups, capacity, width), dtype),
+            v=jnp.zeros((batch, groups, capacity, width if value_width is None else value_width), dtype),
             position=jnp.zeros((batch, capacity), jnp.int32),
             segment=jnp.zeros((batch, capacity), jnp.int32),
-            cursor=jnp.zeros((batch,), jnp.int32),
+            cursor=jnp.int32(0),
             rotated=self.rotated and pre_rotate,
         )

@@ -62,6 +62,7 @@ class ParamSpec:
       init: ``(key, spec) -> float32 array of spec.shape``.
       fan_in: the dimensions a matmul with this array sums over.
       decay: whether weight decay applies (matrices yes; gains and biases no).
+      active: the share of the array that a token is multiplied with (top_k / experts for the weights of experts).
       stack: number of layers stacked in front by a scanned group; 0 for a parameter that lives once.
     """
 
@@ -70,6 +71,7 @@ class ParamSpec:
     init: Init = FanIn()
     fan_in: tuple[int, ...] = (0,)
     decay: bool = True
+    active: float = 1.0
     stack: int = 0
 
     def __post_init__(self) -> None:

@@ -14,14 +14,17 @@ from jaxlm.core.errors import ConfigError, unknown
 
 ROOMS = {
     "position": "jaxlm.position",
+    "rotary_scaling": "jaxlm.position.scaling",
     "mixer": "jaxlm.mixer",
     "ffn": "jaxlm.ffn",
     "norm": "jaxlm.norm",
     "mask": "jaxlm.attention",
     "cache": "jaxlm.cache",
     "objective": "jaxlm.objective",
+    "processor": "jaxlm.decode.processors",
     "task": "jaxlm.data.tasks",
     "tokenizer": "jaxlm.tokenize",
+    "family": "jaxlm.interop.families",
 }
 
 _EXTRA: dict[tuple[str, str], type] = {}

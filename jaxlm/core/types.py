@@ -68,6 +68,10 @@ class Mask(Protocol):
         """Boolean visibility, broadcast over two int32 arrays of positions."""
         ...
 
+    def mean_keys(self, length: int) -> float:
+        """How many keys a query of a row of ``length`` sees on average (an upper bound), to count FLOPs."""
+        ...
+
 
 class TileBias:
     """An additive attention bias that is evaluated where it is needed.
@@ -121,12 +125,20 @@ class PositionEncoding(Spec):
     special case. The defaults do nothing; a method overrides what it needs.
 
     ``scope`` says where parameters live: ``"layer"`` or ``"model"`` (once, under ``params["position"]``).
-    ``pre_rotate`` says that `rotate` of a key depends on its own position alone, so a cache may hold rotated keys.
     """
 
     paper: ClassVar[str] = ""
     scope: ClassVar[str] = "layer"
-    pre_rotate: ClassVar[bool] = True
+
+    @property
+    def pre_rotate(self) -> bool:
+        """`rotate` of a key depends on its own position alone, so a cache may hold rotated keys."""
+        return True
+
+    @property
+    def by_length(self) -> bool:
+        """What `rotate` does depends on the length of the context, declared by the caller or the current one."""
+        return False
 
     def params(self, dims: Dims) -> Specs:
         """Parameter specs; usually none."""
@@ -136,8 +148,11 @@ class PositionEncoding(Spec):
         """Number of positions the encoding can represent; None if it has no bound."""
         return None
 
-    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
-        """The positions [B, L] to use in place of the plain ones; random encodings draw them here, once."""
+    def draw(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """The positions [B, L] to use in place of the plain ones; random encodings draw them here, once.
+
+        Row b draws by its id ``rows[b]``, by default b.
+        """
         return positions
 
     def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:
@@ -157,3 +172,24 @@ class PositionEncoding(Spec):
     def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
         """A bias added to the scaled logits."""
         return None
+
+
+class RotaryScaling(Spec):
+    """How the frequencies of a rotary encoding are changed for contexts longer than those of training.
+
+    ``by_length`` says that they depend on the length of the context.
+    """
+
+    paper: ClassVar[str] = ""
+    by_length: ClassVar[bool] = False
+
+    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+        """float32 radians per position of each pair, [width / 2], or [B, width / 2] for a ``length`` [B].
+
+        ``base`` may be traced; ``width`` is the number of rotated channels; ``length`` None reads as within training.
+        """
+        raise NotImplementedError
+
+    def amplitude(self) -> float:
+        """Factor of cos and sin, and so, squared, of the logits."""
+        return 1.0

@@ -1,3 +1,3 @@
-"""Position-wise feed-forward layers."""
+"""Position-wise feed-forward layers, on the contract of `jaxlm.ffn.base`."""
 
-METHODS = {"mlp": "mlp:Mlp", "glu": "glu:Glu"}
+METHODS = {"mlp": "mlp:Mlp", "glu": "glu:Glu", "moe": "moe:Moe"}

@@ -1,7 +1,8 @@
 """Gated linear units: y = (act(x W_gate) * x W_up) W_out (Shazeer 2020, GLU Variants Improve Transformer).
 
 ``silu`` is SwiGLU, ``gelu`` GEGLU, ``relu`` ReGLU, ``sigmoid`` GLU, ``identity`` the bilinear form. Gate and up are one
-(D, F, 2) weight: one matmul, and sharding F needs no traffic to pair them.
+(D, F, 2) weight: one matmul, and sharding F needs no traffic to pair them. GPT-OSS clamps both before they meet and
+adds 1 to the up part: act(min(gate, c)) * (clip(up, -c, c) + 1), with ``quick_gelu``.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import math
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
-from jaxlm.core.config import Spec, require
+from jaxlm.core.config import require
 from jaxlm.core.params import ParamSpec, zeros
-from jaxlm.core.types import Context, Dims, Params, Specs
+from jaxlm.core.types import Dims, Specs
+from jaxlm.ffn.base import FeedForward, Linear
 from jaxlm.ops.activation import activation
-from jaxlm.ops.dense import dense
 
 
 @dataclasses.dataclass(frozen=True)
-class Glu(Spec):
+class Glu(FeedForward):
     """Gated linear unit.
 
     Attributes:
@@ -28,6 +30,8 @@ class Glu(Spec):
       expansion: hidden width as a multiple of the model's; 8/3 matches the parameters of a 4x perceptron.
       activation: a name of `jaxlm.ops.activation.ACTIVATIONS`, applied to the gate.
       bias: whether both layers have one.
+      limit: if positive, the gate is at most this and the up part within plus and minus this.
+      up_offset: added to the up part.
     """
 
     paper: ClassVar[str] = "Shazeer 2020, GLU Variants Improve Transformer"
@@ -36,10 +40,13 @@ class Glu(Spec):
     expansion: float = 8 / 3
     activation: str = "silu"
     bias: bool = False
+    limit: float = 0.0
+    up_offset: float = 0.0
 
     def check(self) -> None:
         activation(self.activation)
         require(self.hidden >= 0 and self.expansion > 0, "Glu: expected hidden >= 0 and expansion > 0")
+        require(self.limit >= 0, f"Glu.limit: expected a number >= 0, got {self.limit}")
 
     def params(self, dims: Dims) -> Specs:
         hidden = self.hidden or 8 * math.ceil(self.expansion * dims.width / 8)
@@ -52,10 +59,11 @@ class Glu(Spec):
             specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
         return specs
 
-    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
-        both = dense(x_BLD, p["in"])
-        if self.bias:
-            both = both + p["in_bias"].astype(both.dtype)
-        out = dense(activation(self.activation)(both[..., 0]) * both[..., 1], p["out"])
-        return out + p["out_bias"].astype(out.dtype) if self.bias else out
+    def apply(self, linear: Linear, x: jax.Array) -> jax.Array:
+        both = linear("in", x)
+        gate, up = both[..., 0], both[..., 1]
+        if self.limit:
+            gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        if self.up_offset:
+            up = up + self.up_offset
+        return linear("out", activation(self.activation)(gate) * up)

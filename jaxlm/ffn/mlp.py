@@ -10,15 +10,15 @@ from typing import ClassVar
 
 import jax
 
-from jaxlm.core.config import Spec, require
+from jaxlm.core.config import require
 from jaxlm.core.params import ParamSpec, zeros
-from jaxlm.core.types import Context, Dims, Params, Specs
+from jaxlm.core.types import Dims, Specs
+from jaxlm.ffn.base import FeedForward, Linear
 from jaxlm.ops.activation import activation
-from jaxlm.ops.dense import dense
 
 
 @dataclasses.dataclass(frozen=True)
-class Mlp(Spec):
+class Mlp(FeedForward):
     """Perceptron with one hidden layer.
 
     Attributes:
@@ -50,10 +50,5 @@ class Mlp(Spec):
             specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
         return specs
 
-    def __call__(self, p: Params, x_BLD: jax.Array, ctx: Context) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
-        hidden = dense(x_BLD, p["in"])
-        if self.bias:
-            hidden = hidden + p["in_bias"].astype(hidden.dtype)
-        out = dense(activation(self.activation)(hidden), p["out"])
-        return out + p["out_bias"].astype(out.dtype) if self.bias else out
+    def apply(self, linear: Linear, x: jax.Array) -> jax.Array:
+        return linear("out", activation(self.activation)(linear("in", x)))

@@ -2,26 +2,26 @@
 
 Learned: the fused projection qkv (D, G, R + 2, K), R query heads beside the key and value of their group, so that
 sharding G moves no data; the output projection (G, R, K, D). Positions, mask, query/key norm and cache are slots.
+A sink is a learned logit per head that joins the softmax's denominator and carries no value (GPT-OSS; Xiao et al. 2023,
+Efficient Streaming Language Models with Attention Sinks).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm import dist
-from jaxlm.attention.mask import Both
 from jaxlm.cache.full import FullCache
-from jaxlm.core import registry
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import choose
-from jaxlm.core.params import FanIn, ParamSpec, zeros
+from jaxlm.core.params import FanIn, ParamSpec, map_specs, zeros
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.ops.attention import IMPLEMENTATIONS, attention, merge
+from jaxlm.mixer.attend import attend, hold, own_params
+from jaxlm.ops.attention import IMPLEMENTATIONS
 from jaxlm.ops.dense import dense
 
 
@@ -49,8 +49,11 @@ class Attention(Spec):
       scale: factor of the logits; 0 for 1 / sqrt(K). The T5 family, and the length-generalization paper, use 1 and
         absorb it in the initial queries; so does this.
       soft_cap: if positive, logits pass through ``cap * tanh(logits / cap)`` (Gemma 2).
-      qk_norm: normalisation of each head's queries and keys, or None.
+      qk_norm: normalisation of queries and keys, or None.
+      qk_norm_span: ``"head"`` over each head, one gain [K] for all (Qwen 3); ``"heads"`` over each head, a gain each
+        (Cohere, StableLM 2); ``"all"`` over the channels of all heads together (OLMo 2).
       qkv_bias, out_bias: learned offsets.
+      sinks: whether each head has a learned sink logit.
       implementation: a back end of `jaxlm.ops.attention`, or ``"auto"``.
     """
 
@@ -65,8 +68,10 @@ class Attention(Spec):
     scale: float = 0.0
     soft_cap: float = 0.0
     qk_norm: Any = slot("norm", None, optional=True)
+    qk_norm_span: str = "head"
     qkv_bias: bool = False
     out_bias: bool = False
+    sinks: bool = False
     implementation: str = "auto"
 
     def check(self) -> None:
@@ -81,6 +86,7 @@ class Attention(Spec):
         )
         require(not hasattr(self.scale, "aval"), "Attention.scale must be one number for all layers")
         require(self.soft_cap >= 0, f"Attention.soft_cap: expected a number >= 0, got {self.soft_cap}")
+        choose("Attention.qk_norm_span", self.qk_norm_span, ("head", "heads", "all"))
         choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     @property
@@ -111,11 +117,23 @@ class Attention(Spec):
             specs["qkv_bias"] = ParamSpec((groups, repeats + 2, width), ("heads", None, None), zeros, decay=False)
         if self.out_bias:
             specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
+        if self.sinks:
+            specs["sinks"] = ParamSpec((groups, repeats), ("heads", None), zeros, decay=False)
         if self.qk_norm is not None:
-            specs["q_norm"], specs["k_norm"] = self.qk_norm.params(width), self.qk_norm.params(width)
+            for name, lead in (("q_norm", (groups, repeats)), ("k_norm", (groups,))):
+                specs[name] = self._gains(self.qk_norm.params(width), lead)
         if self.position.scope == "layer" and (inner := self.position.params(own)):
             specs["position"] = inner
         return specs
+
+    def _gains(self, specs: Specs, lead: tuple[int, ...]) -> Specs:
+        """The norm's parameters for one head, as this span wants them: beside their heads unless shared by all."""
+        if self.qk_norm_span == "head":
+            return specs
+        axes = ("heads", *(None,) * (len(lead) - 1))
+        return map_specs(
+            lambda _, one: dataclasses.replace(one, shape=(*lead, *one.shape), axes=(*axes, *one.axes)), specs
+        )
 
     def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> FullCache:
         """An empty cache of policy ``cache`` for ``max_length`` tokens."""
@@ -125,10 +143,9 @@ class Attention(Spec):
         )
 
     def flops(self, dims: Dims, length: int) -> float:
-        """Scores and weighted sum over the keys a token sees: 4 H K per key, on average (L + 1) / 2 keys if causal."""
+        """Scores and weighted sum over the keys a token sees: 4 H K per key."""
         own = self.dims(dims)
-        keys = (length + 1) / 2 if self.causal else length
-        return 4.0 * own.heads * own.head_dim * min(keys, getattr(self.mask, "size", keys))
+        return 4.0 * own.heads * own.head_dim * self.mask.mean_keys(length)
 
     def __call__(
         self, p: Params, x_BLD: jax.Array, ctx: Context, state: FullCache | None = None
@@ -139,42 +156,24 @@ class Attention(Spec):
         NaN.
         """
         q, k, v = self._project(p, x_BLD)
-        where = (
-            ctx.shared[registry.name_of("position", self.position)]
-            if self.position.scope == "model"
-            else p.get("position", {})
+        where = own_params(self.position, p, ctx)
+        held, state = hold(self.position, where, k, v, ctx, state)
+        out, lse = attend(
+            self.position,
+            where,
+            q,
+            held,
+            held.v,
+            ctx,
+            mask=self.mask,
+            scale=self.scale or None,
+            soft_cap=self.soft_cap,
+            ordered=state is None and ctx.ordered,
+            implementation=None if self.implementation == "auto" else self.implementation,
         )
-        pos_q = pos_k = ctx.positions
-        segments = None if ctx.segment_ids is None else (ctx.segment_ids, ctx.segment_ids)
-        if state is not None:
-            shape = x_BLD.shape[:2]
-            seg_q = jnp.ones(shape, jnp.int32) if ctx.segment_ids is None else ctx.segment_ids
-            new = self.position.rotate(where, k, pos_q, ctx.length) if state.rotated else k
-            state = state.append(new, v, jnp.broadcast_to(pos_q, shape), seg_q)
-            k, v, pos_k, seg_k = state.view()
-            segments = (seg_q, seg_k)
-        if state is not None and state.rotated:
-            views = [(self.position.rotate(where, q, pos_q, ctx.length), k, None)]
-        else:
-            views = self.position.views(where, q, k, pos_q, pos_k, ctx.length)
-        parts: list[Any] = [
-            attention(
-                view_q,
-                view_k,
-                v,
-                mask=self.mask if region is None else Both(self.mask, region),
-                positions=(pos_q, pos_k),
-                segment_ids=segments,
-                bias=self.position.bias(where, view_q, view_k, pos_q, pos_k),
-                scale=self.scale or None,
-                soft_cap=self.soft_cap,
-                ordered=state is None and ctx.ordered,
-                implementation=None if self.implementation == "auto" else self.implementation,
-                return_lse=True,
-            )
-            for view_q, view_k, region in views
-        ]
-        out, _ = functools.reduce(lambda a, b: merge(*a, *b), parts)
+        if self.sinks:
+            kept = jax.nn.sigmoid(lse - p["sinks"].reshape(-1, 1))  # [B, H, L], the share that is not the sink's
+            out = (out * kept.transpose(0, 2, 1)[..., None]).astype(out.dtype)
         if state is not None:
             out = jnp.where(state.overflowed[:, None, None, None], jnp.nan, out)
         y = dense(out.reshape(*out.shape[:2], *p["out"].shape[:3]), p["out"], inputs=3)
@@ -190,5 +189,12 @@ class Attention(Spec):
         qkv = dist.constrain(qkv, ("batch", None, "heads", None, None))
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         if self.qk_norm is not None:
-            q, k = self.qk_norm(p["q_norm"], q), self.qk_norm(p["k_norm"], k)
+            q, k = self._normalised(p["q_norm"], q), self._normalised(p["k_norm"], k)
         return q.reshape(*q.shape[:2], self.heads, q.shape[-1]), k, v
+
+    def _normalised(self, p: Params, x: jax.Array) -> jax.Array:
+        """Queries [B, L, G, R, K] or keys [B, L, G, K]."""
+        if self.qk_norm_span != "all":
+            return self.qk_norm(p, x)
+        flat = {name: gain.reshape(-1) for name, gain in p.items()}
+        return self.qk_norm(flat, x.reshape(*x.shape[:2], -1)).reshape(x.shape)

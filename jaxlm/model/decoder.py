@@ -2,8 +2,9 @@
 
 Parameters are a nested dict:
 
-    embed/table [V, D]    position/<name>/...    group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
-    final_norm/...        head/kernel [D, V]
+    embed/table [V, D]    embed_norm/...    position/<name>/...
+    group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
+    final_norm/...        head/{kernel [D, V], bias [V]}
 
 A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
 form in which a decode loop wants them; every function here takes either.
@@ -25,8 +26,9 @@ from jaxlm import dist
 from jaxlm.core import registry
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
-from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked
+from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked, zeros
 from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
+from jaxlm.ffn.base import Aux
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import Block, ModelSpec
 
@@ -46,11 +48,13 @@ class Output:
       hidden: [B, L, D], after the final norm, in the model's dtype.
       logits: float32 [B, L, V], or None if not asked for.
       state: the state after these tokens, or None if none was given.
+      aux: what the layers report beside their outputs, float32 scalars by name (`jaxlm.ffn.base`).
     """
 
     hidden: jax.Array
     logits: jax.Array | None = None
     state: Any = None
+    aux: Aux = dataclasses.field(default_factory=dict)
 
 
 def dims_of(spec: ModelSpec) -> Dims:
@@ -89,6 +93,8 @@ def param_specs(spec: ModelSpec) -> Specs:
     specs: Specs = {
         "embed": {"table": ParamSpec((spec.vocab_size, spec.width), ("vocab", "embed"), Normal(spec.width**-0.5), (1,))}
     }
+    if spec.embed_norm is not None:
+        specs["embed_norm"] = spec.embed_norm.params(spec.width)
     shared = {name: e.params(d) for name, (e, d) in position_encodings(spec).items() if e.scope == "model"}
     if shared := {name: s for name, s in shared.items() if s}:
         specs["position"] = shared
@@ -97,9 +103,12 @@ def param_specs(spec: ModelSpec) -> Specs:
         specs[f"group_{i}"] = stacked(blocks, group.repeats)
     if spec.norm is not None:
         specs["final_norm"] = spec.norm.params(spec.width)
+    head: Specs = {}
     if not spec.tied_head:
-        specs["head"] = {"kernel": ParamSpec((spec.width, spec.vocab_size), ("embed", "vocab"), FanIn())}
-    return specs
+        head["kernel"] = ParamSpec((spec.width, spec.vocab_size), ("embed", "vocab"), FanIn())
+    if spec.head_bias:
+        head["bias"] = ParamSpec((spec.vocab_size,), ("vocab",), zeros, decay=False)
+    return {**specs, "head": head} if head else specs
 
 
 def _block_specs(block: Block, dims: Dims) -> Specs:
@@ -125,16 +134,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, train: bool) -> ja
 
 def apply_block(
     block: Block, p: Params, x: jax.Array, ctx: Context, state: Any, *, rate: float, multiplier: float
-) -> tuple[jax.Array, Any]:
-    """One block on x [B, L, D]; returns x and the mixer's new state."""
-    new_state = state
+) -> tuple[jax.Array, Any, Aux]:
+    """One block on x [B, L, D]; returns x, the mixer's new state and what the ffn reports."""
+    new_state, aux = state, {}
 
     def run(part: str, inputs: jax.Array) -> jax.Array:
-        nonlocal new_state
+        nonlocal new_state, aux
         if part == "mixer":
             out, new_state = block.mixer(p["mixer"], inputs, ctx, state)
         else:
-            out = block.ffn(p["ffn"], inputs, ctx)
+            out, aux = block.ffn(p["ffn"], inputs, ctx)
         if block.placement in ("sandwich", "output"):
             out = block.norm(p[f"{part}_out_norm"], out)
         key = None if ctx.rng is None else jax.random.fold_in(ctx.rng, part == "ffn")
@@ -149,9 +158,12 @@ def apply_block(
         for part in ("mixer", "ffn") if block.ffn is not None else ("mixer",):
             if block.placement == "post":
                 x = block.norm(p[f"{part}_norm"], x + run(part, x))
+            elif block.placement == "normed":
+                x = block.norm(p[f"{part}_norm"], x)
+                x = x + run(part, x)
             else:
                 x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
-    return dist.constrain(x, ("batch", None, None)), new_state
+    return dist.constrain(x, ("batch", None, None)), new_state, aux
 
 
 def unstack(params: Params) -> dict[str, Any]:
@@ -183,54 +195,71 @@ def apply_layers(
     state: tuple[Any, ...] | None = None,
     *,
     layers: tuple[int, int] | None = None,
-) -> tuple[jax.Array, tuple[Any, ...] | None]:
+) -> tuple[jax.Array, tuple[Any, ...] | None, Aux]:
     """The blocks of the model, or those from ``layers[0]`` up to ``layers[1]``, on x [B, L, D].
 
     Stacked groups are scanned when there is no state and no range; otherwise layers run unrolled. ``state`` holds one
-    entry per block of the whole model, and is returned in the same form.
+    entry per block of the whole model, and is returned in the same form. Last comes what layers report, each number the
+    mean over the layers that do.
     """
     run = functools.partial(apply_block, rate=spec.dropout, multiplier=spec.residual_multiplier)
     plain = all(not isinstance(params[f"group_{i}"], (list, tuple)) for i in range(len(spec.layers)))
     if state is None and layers is None and plain:
-        return _scan_layers(spec, params, x, ctx, run), None
+        x, found = _scan_layers(spec, params, x, ctx, run)
+        return x, None, _means(found)
     start, stop = layers or (0, spec.depth)
     require(0 <= start <= stop <= spec.depth, f"layers {layers}: expected a range within 0..{spec.depth}")
     entries = list(state) if state is not None else None
+    found: list[Aux] = []
     for n, (block, p) in enumerate(_walk(spec, params)):
         if start <= n < stop:
             entry = None if entries is None else entries[n]
-            x, entry = run(block, p, x, _for_layer(ctx, n), entry)
+            x, entry, aux = run(block, p, x, _for_layer(ctx, n), entry)
+            found.append(aux)
             if entries is not None:
                 entries[n] = entry
-    return x, None if entries is None else tuple(entries)
+    return x, None if entries is None else tuple(entries), _means(found)
+
+
+def _means(found: list[Aux]) -> Aux:
+    """The mean of each name over all layers that report it; an entry is of one layer, or stacked of several."""
+    names = sorted({name for aux in found for name in aux})
+    return {name: jnp.concatenate([jnp.ravel(aux[name]) for aux in found if name in aux]).mean() for name in names}
 
 
 def _for_layer(ctx: Context, index: int | jax.Array) -> Context:
     return ctx if ctx.rng is None else dataclasses.replace(ctx, rng=jax.random.fold_in(ctx.rng, index))
 
 
-def _scan_layers(spec: ModelSpec, params: Params, x: jax.Array, ctx: Context, run: Callable[..., Any]) -> jax.Array:
-    first = 0
+def _scan_layers(
+    spec: ModelSpec, params: Params, x: jax.Array, ctx: Context, run: Callable[..., Any]
+) -> tuple[jax.Array, list[Aux]]:
+    first, found = 0, []
     for i, group in enumerate(spec.layers):
         numbers = {path: jnp.asarray(values) for path, values in group.per_layer}
 
-        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, None]:
-            p, values, r = layer
+        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, list[Aux]]:
+            (p, values, r), reports = layer, []
             for j, block in enumerate(group.blocks(values)):
-                x, _ = run(block, p[f"block_{j}"], x, _for_layer(ctx, first + r * len(group.pattern) + j), None)
-            return x, None
+                layer_ctx = _for_layer(ctx, first + r * len(group.pattern) + j)
+                x, _, aux = run(block, p[f"block_{j}"], x, layer_ctx, None)
+                reports.append(aux)
+            return x, reports
 
         if spec.remat != "none":
             repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[spec.remat])
-        x, _ = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
+        x, reports = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
         first += group.repeats * len(group.pattern)
-    return x
+        found += reports
+    return x, found
 
 
 def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D]."""
     kernel = params["embed"]["table"].T if spec.tied_head else params["head"]["kernel"]
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if spec.head_bias:
+        logits = logits + params["head"]["bias"]
     if spec.logit_multiplier != 1:
         logits = logits * spec.logit_multiplier
     if spec.logit_soft_cap:
@@ -322,6 +351,8 @@ def forward(
             shared[name] = params.get("position", {}).get(name, {})
             added = encoding.embed(shared[name], positions, spec.width)
             x = x if added is None else x + added.astype(dtype)
+    if spec.embed_norm is not None:
+        x = spec.embed_norm(params["embed_norm"], x)
     x = dropout(x, spec.dropout, rng, train)
     x = dist.constrain(x, ("batch", None, None))
     ctx = Context(
@@ -333,23 +364,27 @@ def forward(
         length=None if length is None else jnp.asarray(length, jnp.int32),
         shared=shared,
     )
-    x, entries = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
+    x, entries, aux = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
     if spec.norm is not None:
         x = spec.norm(params["final_norm"], x)
     if state is not None:
         state = {"layers": entries, **_advance(state, positions, segment_ids, batch, size)}
-    return Output(hidden=x, logits=unembed(spec, params, x) if logits else None, state=state)
+    return Output(hidden=x, logits=unembed(spec, params, x) if logits else None, state=state, aux=aux)
 
 
-def draw_positions(spec: ModelSpec, key: jax.Array, positions: jax.Array) -> jax.Array | None:
+def draw_positions(
+    spec: ModelSpec, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None
+) -> jax.Array | None:
     """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none.
+
+    Row b draws by its id ``rows[b]``, by default b.
 
     Raises `ConfigError` if known positions are beyond what the model's encodings can represent.
     """
     if not isinstance(positions, Tracer):
         _check_length(spec, int(np.asarray(positions).max()) + 1)
     for encoding, _ in position_encodings(spec).values():
-        drawn = encoding.draw(key, positions)
+        drawn = encoding.draw(key, positions, rows)
         if drawn is not positions:
             return drawn
     return None

@@ -16,15 +16,20 @@ def parameter_count(model: LanguageModel) -> int:
     return count(decoder.param_specs(model.spec))
 
 
+def active_parameter_count(model: LanguageModel) -> int:
+    """Number of those that take part in one token's forward pass: of the experts, the ones it is sent to."""
+    return round(sum(math.prod(s.full_shape) * s.active for _, s in flatten(decoder.param_specs(model.spec))))
+
+
 def forward_flops(spec: ModelSpec, length: int) -> float:
     """FLOPs per token of a forward pass at ``length``: 2 per weight of each matmul, plus what mixers say of themselves.
 
-    The embedding look-up, norms and activations are left out, as is usual. A training step costs three times as much
-    (forward once, backward twice), recomputation not counted.
+    Of the experts count those that a token is sent to. The embedding look-up, norms and activations are left out, as is
+    usual. A training step costs three times as much (forward once, backward twice), recomputation not counted.
     """
     specs = decoder.param_specs(spec)
     matmuls = sum(
-        math.prod(leaf.full_shape)
+        math.prod(leaf.full_shape) * leaf.active
         for path, leaf in flatten(specs)
         if leaf.decay and not path.startswith(("embed/", "position/"))
     )
@@ -47,7 +52,8 @@ def describe(model: LanguageModel, length: int = 1024) -> str:
         rows.append((path, " x ".join(map(str, spec.full_shape)), axes, f"{math.prod(spec.full_shape):,}"))
     widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-    flops = forward_flops(model.spec, length)
-    lines.append(f"parameters: {parameter_count(model):,}   blocks: {model.spec.depth}   dtype: {model.spec.dtype}")
+    flops, total, active = forward_flops(model.spec, length), parameter_count(model), active_parameter_count(model)
+    used = "" if active == total else f" ({active:,} active)"
+    lines.append(f"parameters: {total:,}{used}   blocks: {model.spec.depth}   dtype: {model.spec.dtype}")
     lines.append(f"FLOPs per token at length {length:,}: {flops:,.0f} forward, {3 * flops:,.0f} in a training step")
     return "\n".join(lines)

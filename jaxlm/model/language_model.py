@@ -25,9 +25,14 @@ class LanguageModel(nn.Module):
         out = model.apply({"params": params}, tokens)
 
     With ``train=True`` and dropout, pass ``rngs={"dropout": key}``.
+
+    Attributes:
+      spec: what the model is.
+      origin: the folder it was imported from, whose tokenizer and other files an export carries on; empty otherwise.
     """
 
     spec: ModelSpec
+    origin: str = ""
 
     @nn.compact
     def __call__(

@@ -24,7 +24,8 @@ class Block(Spec):
       ffn: what happens to each token; None for none (Mamba).
       norm: the kind of normalisation.
       placement: ``"pre"`` x + f(norm(x)); ``"post"`` norm(x + f(x)) (the original transformer, BERT); ``"sandwich"``
-        x + norm(f(norm(x))) (Gemma 2); ``"output"`` x + norm(f(x)) (OLMo 2).
+        x + norm(f(norm(x))) (Gemma 2); ``"output"`` x + norm(f(x)) (OLMo 2); ``"normed"`` n + f(n) with n = norm(x)
+        (BLOOM's option).
       residual: ``"serial"``; ``"parallel"`` x + mixer(norm1(x)) + ffn(norm2(x)) (GPT-NeoX); ``"parallel_shared"`` with
         one norm for both (GPT-J, PaLM). The parallel forms need placement ``"pre"``.
     """
@@ -36,7 +37,7 @@ class Block(Spec):
     residual: str = "serial"
 
     def check(self) -> None:
-        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output"))
+        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output", "normed"))
         choose("Block.residual", self.residual, ("serial", "parallel", "parallel_shared"))
         require(
             self.residual == "serial" or (self.placement == "pre" and self.ffn is not None),
@@ -103,9 +104,11 @@ class ModelSpec(Spec):
       width: of the residual stream.
       layers: groups of blocks, first to last.
       norm: the final norm, or None.
+      embed_norm: a norm of the embeddings, positions added (BLOOM), or None.
       tied_head: the output projection is the transposed embedding.
-      dtype: of activations and matmuls, ``"float32"`` or ``"bfloat16"``. Parameters, positions, softmax, norms' sums,
-        logits and losses are float32 always.
+      head_bias: whether the logits have a learned offset (GPT-J, Phi), tied or not.
+      dtype: of activations and matmuls, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Parameters, positions, softmax,
+        norms' sums, logits and losses are float32 always.
       dropout: rate on the embeddings and on what each mixer and ffn adds.
       embed_multiplier: factor of token embeddings (Gemma: sqrt(width)).
       residual_multiplier: factor of what each mixer and ffn adds (Granite).
@@ -119,7 +122,9 @@ class ModelSpec(Spec):
     width: int = 128
     layers: tuple[Group, ...] = (Group(),)
     norm: Any = slot("norm", "rms", optional=True)
+    embed_norm: Any = slot("norm", None, optional=True)
     tied_head: bool = False
+    head_bias: bool = False
     dtype: str = "float32"
     dropout: float = 0.0
     embed_multiplier: float = 1.0
@@ -131,7 +136,7 @@ class ModelSpec(Spec):
     def check(self) -> None:
         require(self.vocab_size > 0 and self.width > 0, "ModelSpec: expected positive vocab_size and width")
         require(self.layers, "ModelSpec.layers: expected at least one Group")
-        choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16"))
+        choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("ModelSpec.remat", self.remat, REMAT)
         require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")
         require(

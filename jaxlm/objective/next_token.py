@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm.core.config import Spec, require
 from jaxlm.core.types import ModelFn, Params
+from jaxlm.objective import auxiliary
 from jaxlm.ops.cross_entropy import cross_entropy
 
 Batch = Mapping[str, Any]
@@ -46,7 +47,7 @@ class NextToken(Spec):
 
         ``batch`` holds ``tokens``, ``targets`` int32 [B, L], ``weights`` float32 [B, L] and, where there is packing or
         padding, ``segment_ids`` int32 [B, L]; ``positions`` only where they are not the plain ones (drawn at random).
-        With an ``rng`` the model is in training mode.
+        With an ``rng`` the model is in training mode, and the loss contains what its layers add to it.
         """
         out = model(
             params,
@@ -62,4 +63,6 @@ class NextToken(Spec):
             out.hidden, lambda h: model.unembed(params, h), batch["targets"], batch["weights"], z_loss=self.z_loss
         )
         weight = jnp.sum(batch["weights"])
-        return total, {"loss": (total, weight), "accuracy": (correct, weight)}
+        if rng is not None:
+            total = total + auxiliary.loss(out.aux, weight)
+        return total, {"loss": (total, weight), "accuracy": (correct, weight), **auxiliary.metrics(out.aux, weight)}

@@ -32,10 +32,15 @@ def _squared_relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x) ** 2
 
 
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": _quick_gelu,
     "squared_relu": _squared_relu,
     "silu": jax.nn.silu,
     "sigmoid": jax.nn.sigmoid,

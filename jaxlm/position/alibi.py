@@ -3,6 +3,8 @@
 slope_h = 2^(-8 (h+1) / H) for H a power of two; otherwise the slopes of the power of two below, then every other slope
 of twice that. Learned: nothing. Claimed: train short, test long (Press et al. 2022). Shown by:
 experiments.length_generalization. Slopes and distances stay float32: in low precision whole heads underflow.
+Checkpoints vary it: MPT sets the 8, Falcon divides the bias by sqrt(K) like the scores, and was trained with the bias
+slope_h * j counted from position 0 (the same to a softmax) and rounded to bfloat16, which ``rounding`` repeats.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.core.config import require
+from jaxlm.core.errors import choose
 from jaxlm.core.types import Params, PositionEncoding, TileBias
 
 
-def slopes(heads: int) -> np.ndarray:
-    """float32 [heads], as BLOOM and MPT compute them."""
+def slopes(heads: int, steepness: float = 8.0) -> np.ndarray:
+    """float32 [heads], as BLOOM and MPT compute them; the last of a power of two is 2^-steepness."""
 
     def geometric(n: int) -> np.ndarray:
-        return 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+        return 2.0 ** (-steepness * np.arange(1, n + 1) / n)
 
     power = 2 ** math.floor(math.log2(heads))
     extra = geometric(2 * power)[0::2][: heads - power]
@@ -41,11 +45,47 @@ class LinearBias(TileBias):
         return -self.slopes[None, :, None, None] * distance
 
 
+def _rounded(x: jax.Array) -> jax.Array:
+    """x to bfloat16 precision; a cast there and back is something that XLA may leave out."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoundedKeyBias(TileBias):
+    """multiplier * bfloat16(slope * key position), with slopes [H] and a multiplier [], float32."""
+
+    slopes: jax.Array
+    multiplier: jax.Array
+
+    def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        keys = pos_k[:, None, None, :].astype(jnp.float32)
+        bias = self.multiplier * _rounded(_rounded(self.slopes)[None, :, None, None] * _rounded(keys))
+        return jnp.broadcast_to(bias, (*bias.shape[:2], pos_q.shape[1], bias.shape[3]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Alibi(PositionEncoding):
-    """Attention with linear biases."""
+    """Attention with linear biases.
+
+    Attributes:
+      max: the exponent of the flattest slope, 2^-max (MPT's ``alibi_bias_max``).
+      multiplier: factor of the bias (Falcon: 1 / sqrt(K)).
+      rounding: ``"none"``, or ``"bfloat16"`` for Falcon's bias: slope and slope * key position rounded to bfloat16.
+    """
 
     paper: ClassVar[str] = "Press et al. 2022, Train Short, Test Long: Attention with Linear Biases"
 
+    max: float = 8.0
+    multiplier: float = 1.0
+    rounding: str = "none"
+
+    def check(self) -> None:
+        require(self.max > 0, f"Alibi.max: expected a positive number, got {self.max}")
+        choose("Alibi.rounding", self.rounding, ("none", "bfloat16"))
+
     def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias:
-        return LinearBias(jnp.asarray(slopes(q.shape[2])))
+        steps = jnp.asarray(slopes(q.shape[2], self.max))
+        if self.rounding == "bfloat16":
+            return RoundedKeyBias(steps, jnp.float32(self.multiplier))
+        return LinearBias(self.multiplier * steps)

@@ -41,17 +41,21 @@ class Randomized(PositionEncoding):
         )
 
     @property
-    def scope(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def scope(self) -> str:
         return self.inner.scope
 
     @property
-    def pre_rotate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def pre_rotate(self) -> bool:
         return self.inner.pre_rotate
 
-    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
+    @property
+    def by_length(self) -> bool:
+        return self.inner.by_length
+
+    def draw(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """For a row with n = max(position) + 1: a sorted uniform n-subset of 0..max_position-1, read at the positions.
 
-        Segments of a packed row share the row's draw. Row b draws from ``fold_in(key, b)``. For positions from
+        Segments of a packed row share the row's draw. A row of id r draws from ``fold_in(key, r)``. For positions from
         max_position on there is nothing left to draw: they read max_position, which no model accepts.
         """
 
@@ -61,7 +65,7 @@ class Randomized(PositionEncoding):
             chosen = jnp.sort(jnp.where(kept, order, self.max_position))
             return chosen.at[plain].get(mode="fill", fill_value=self.max_position).astype(jnp.int32)
 
-        keys = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(positions.shape[0]))
+        keys = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(positions.shape[0]) if rows is None else rows)
         return jax.vmap(row)(keys, positions)
 
     def max_positions(self) -> int:

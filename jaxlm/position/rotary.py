@@ -9,32 +9,15 @@ with 2m + 1 (the paper, GPT-J, and McGill-NLP's length-generalization project, w
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core.config import require
+from jaxlm.core.config import require, slot
 from jaxlm.core.errors import choose
-from jaxlm.core.types import Params, PositionEncoding
-
-
-def turn(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array, pairing: str) -> jax.Array:
-    """Rotates the first 2m channels of each head by angles with the given float32 cos and sin [B or 1, L, m].
-
-    Works in float32 and returns x's dtype; the remaining channels pass through.
-    """
-    pairs = cos.shape[-1]
-    x = x_BLHK[..., : 2 * pairs].astype(jnp.float32)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    if pairing == "half":
-        a, b = x[..., :pairs], x[..., pairs:]
-        turned = jnp.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
-    else:
-        a, b = x[..., 0::2], x[..., 1::2]
-        turned = jnp.stack((a * cos - b * sin, b * cos + a * sin), -1).reshape(x.shape)
-    turned = turned.astype(x_BLHK.dtype)
-    return turned if 2 * pairs == x_BLHK.shape[-1] else jnp.concatenate((turned, x_BLHK[..., 2 * pairs :]), -1)
+from jaxlm.core.types import Mask, Params, PositionEncoding
+from jaxlm.ops.rotary import PAIRINGS, inverse_frequencies, turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +26,9 @@ class Rotary(PositionEncoding):
 
     Attributes:
       base: theta; the longest wavelength over 2 pi. May differ per layer.
-      fraction: of each head's channels that turn (the first ones); the rest carry no position.
+      fraction: share of each head's channels that are turned, from the first; the rest carry no position.
       pairing: ``"half"`` or ``"interleaved"``.
+      scaling: how frequencies are changed for contexts longer than those of training, or None.
     """
 
     paper: ClassVar[str] = "Su et al. 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding"
@@ -52,24 +36,52 @@ class Rotary(PositionEncoding):
     base: float = 10_000.0
     fraction: float = 1.0
     pairing: str = "half"
+    scaling: Any = slot("rotary_scaling", None, optional=True)
 
     def check(self) -> None:
-        choose("Rotary.pairing", self.pairing, ("half", "interleaved"))
+        choose("Rotary.pairing", self.pairing, PAIRINGS)
         require(
             hasattr(self.base, "aval") or self.base > 0, f"Rotary.base: expected a positive number, got {self.base}"
         )
         require(0 < self.fraction <= 1, f"Rotary.fraction: expected a number in (0, 1], got {self.fraction}")
 
-    def frequencies(self, head_dim: int) -> jax.Array:
-        """float32 [m]: radians per position of each pair. Raises `ConfigError` for an odd rotated width."""
+    @property
+    def by_length(self) -> bool:
+        return self.scaling is not None and self.scaling.by_length
+
+    @property
+    def pre_rotate(self) -> bool:
+        return not self.by_length
+
+    def frequencies(self, head_dim: int, length: jax.Array | int | None = None) -> jax.Array:
+        """float32 [m], or [B, m] for a ``length`` [B]: radians per position of each pair.
+
+        An odd share of the channels is rounded up to whole pairs, with the exponents of the odd number, as in
+        transformers. Raises `ConfigError` for an odd full head, or a scaling made for another width.
+        """
         width = int(head_dim * self.fraction)
         require(
-            width % 2 == 0 and width > 0,
+            width > 0 and (width % 2 == 0 or (width < head_dim and self.scaling is None)),
             f"rotary: {self.fraction} of head width {head_dim} is {width} channels; need an even number",
         )
-        return self.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+        if self.scaling is None:
+            return inverse_frequencies(self.base, width)
+        return self.scaling.frequencies(self.base, width, length)
 
     def rotate(self, p: Params, x_BLHK: jax.Array, positions: jax.Array, length: jax.Array | None) -> jax.Array:
+        if self.by_length and length is None:
+            length = positions.max(-1) + 1
+        frequencies = self.frequencies(x_BLHK.shape[-1], length)
         # An element-wise product: as a matmul, TF32 or bfloat16 passes would ruin the angle of a large position.
-        angles = positions[..., None].astype(jnp.float32) * self.frequencies(x_BLHK.shape[-1])
-        return turn(x_BLHK, jnp.cos(angles), jnp.sin(angles), self.pairing)
+        angles = positions[..., None].astype(jnp.float32) * jnp.atleast_2d(frequencies)[:, None]
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if self.scaling is not None and (amplitude := self.scaling.amplitude()) != 1:
+            cos, sin = cos * amplitude, sin * amplitude
+        return turn(x_BLHK, cos, sin, self.pairing)
+
+    def views(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, length: jax.Array | None
+    ) -> list[tuple[jax.Array, jax.Array, Mask | None]]:
+        if self.by_length and length is None:  # each row's own: its frequencies must not depend on its neighbours
+            length = jnp.maximum(pos_q.max(-1), pos_k.max(-1)) + 1
+        return super().views(p, q, k, pos_q, pos_k, length)

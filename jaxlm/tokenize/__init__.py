@@ -14,7 +14,7 @@ from jaxlm.core.errors import choose
 if TYPE_CHECKING:
     from jaxlm.tokenize.base import Tokenizer
 
-METHODS = {"byte": "byte:ByteTokenizer"}
+METHODS = {"byte": "byte:ByteTokenizer", "hf": "hf:HfTokenizer"}
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:

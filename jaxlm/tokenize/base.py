@@ -51,6 +51,16 @@ class Tokenizer(Spec):
         """Special tokens: name -> id. They are never produced from text, whatever it says."""
         raise NotImplementedError
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text for the model begins with `BOS`: here, if there is one."""
+        return BOS in self.special_ids
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return (self.special_ids[EOS],) if EOS in self.special_ids else ()
+
     @classmethod
     def train(cls, texts: Iterable[str | bytes] = (), vocab_size: int | None = None) -> Self:
         """A tokenizer learned from ``texts``. Raises `ConfigError` for a ``vocab_size`` the method cannot have."""

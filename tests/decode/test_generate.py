@@ -9,7 +9,6 @@ import pytest
 
 import jaxlm
 from jaxlm.core.errors import ConfigError
-from jaxlm.decode.sample import keep_top_k, keep_top_p
 from tests.tiny import params_of
 
 VOCAB, NEW = 23, 6
@@ -103,15 +102,10 @@ def test_samples_follow_the_softmax():
     assert chi2 < 48.3  # the 0.1 % point of chi-square with 22 degrees of freedom
 
 
-def test_top_k_and_top_p():
-    logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
-    np.testing.assert_array_equal(jnp.isfinite(keep_top_k(logits, 2)), [[1, 1, 0, 0], [0, 0, 1, 1]])
-    np.testing.assert_array_equal(jnp.isfinite(keep_top_p(logits, 0.6)), [[1, 1, 0, 0], [0, 0, 1, 1]])
-    np.testing.assert_array_equal(jnp.isfinite(keep_top_p(logits, 0.01)), [[1, 0, 0, 0], [0, 0, 0, 1]])
-    np.testing.assert_array_equal(keep_top_p(logits, 0.999), logits)
+def test_narrow_sampling_is_greedy():
     model, params = build(scale=1.0)
     greedy = jaxlm.generate(model, params, PROMPT, NEW)
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
         got = jaxlm.generate(model, params, PROMPT, NEW, 1.0, jax.random.key(0), **narrow)
         np.testing.assert_array_equal(got, greedy)
 

@@ -21,6 +21,8 @@ from jaxlm.core.params import ParamSpec, map_specs
 from jaxlm.core.types import Context
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.mlp import Mlp
+from jaxlm.ffn.moe import Moe
+from jaxlm.ffn.router import Router
 from jaxlm.mixer.attention import Attention
 from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
@@ -75,6 +77,17 @@ def test_a_tensor_sharded_block_sums_its_projections_and_sends_nothing_else(mesh
     block = Block(mixer=Attention(heads=8, position=position, **mixer), ffn=ffn)
     found = block_forward_and_backward(block, mesh_of(mesh))
     assert found == [("all-reduce", f"f32[{ROWS},{LENGTH},{WIDTH}]")] * 4
+
+
+@pytest.mark.parametrize("capacity", [0.0, 1.0], ids=["sorted", "buffered"])
+def test_neither_tokens_nor_experts_travel(capacity):
+    """A block with experts sums what one without sums, and the gradient of each token's weights."""
+    ffn = Moe(experts=8, expert=Glu(hidden=64, bias=True), router=Router(top_k=3), capacity=capacity)
+    found = block_forward_and_backward(Block(mixer=Attention(heads=8), ffn=ffn), mesh_of("1x1x4"))
+    rows = [f"f32[{ROWS},{LENGTH},{width}]" for width in (*[WIDTH] * 4, 3)]
+    assert Counter(found) == Counter(("all-reduce", array) for array in rows)
+    several = block_forward_and_backward(Block(mixer=Attention(heads=8), ffn=ffn), mesh_of("2x1x4"))
+    assert {kind for kind, _ in several} == {"all-reduce"}
 
 
 def test_an_fsdp_sharded_block_gathers_each_matrix_and_scatters_its_gradient():

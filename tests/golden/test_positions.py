@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.attention.mask import Causal, Window, dense
+from jaxlm.interop import rope
+from jaxlm.interop.config import Config
 from jaxlm.position.alibi import Alibi, slopes
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.sinusoidal import Sinusoidal
@@ -44,26 +46,53 @@ def rotate(rotary: Rotary, x, positions) -> np.ndarray:
     return np.asarray(jit(lambda x, positions: rotary.rotate({}, x, positions, None))(x, positions))
 
 
-def test_rope_default(golden):
-    for data in files(golden, "rope_default"):
+def scaled(config: dict) -> Rotary:
+    """The rotary encoding of a file's settings, which are those of a transformers configuration."""
+    return rope.read(Config(config), head_dim=config["head_dim"])
+
+
+def test_rope(golden):
+    """Frequencies, tables and rotations of every scaling, at every recorded length."""
+    for data in files(golden, "rope_"):
+        if "config_json" not in data:
+            continue
         config = json.loads(data["config_json"].tobytes())
-        rotary = Rotary(base=float(config["rope_parameters"]["rope_theta"]))
-        width = config["head_dim"]
-        close(rotary.frequencies(width), data["inv_freq_init"], rtol=3e-6, atol=0)
-        for frequencies in data["inv_freq_by_len"]:
-            close(rotary.frequencies(width), frequencies, rtol=3e-6, atol=0)
+        rotary, width = scaled(config), config["head_dim"]
+        amplitude = 1.0 if rotary.scaling is None else rotary.scaling.amplitude()
+        frequencies = jit(lambda length, rotary=rotary, width=width: rotary.frequencies(width, length))
+        if "inv_freq" in data:  # a real model's, without tables
+            close(frequencies(1), data["inv_freq"], rtol=3e-6, atol=0)
+            close(amplitude, data["attention_scaling"], rtol=1e-6, atol=0)
+            continue
+        close(frequencies(1), data["inv_freq_init"], rtol=3e-6, atol=0)
+        for length, *expected in zip(
+            data["seq_lens"], data["inv_freq_by_len"], data["attention_scaling_by_len"], strict=True
+        ):
+            close(frequencies(int(length)), expected[0], rtol=3e-6, atol=0)
+            close(amplitude, expected[1], rtol=1e-6, atol=0)
+        pairs = data["inv_freq_init"].shape[0]
         tables = [key for key in data if key.startswith("cos_len")]
         assert tables
         for key in tables:
             # A 1 in the first channel of each pair turns into (cos, sin): the table, read through the public call.
             length = len(data[key])
-            ones = jnp.concatenate((jnp.ones(width // 2), jnp.zeros(width // 2)))
-            turned = rotate(rotary, jnp.tile(ones, (1, length, 1, 1)), whole_numbers(length))[0, :, 0]
-            expected = np.concatenate((data[key][:, : width // 2], data[f"sin{key[3:]}"][:, : width // 2]), -1)
+            ones = jnp.concatenate((jnp.ones(pairs), jnp.zeros(width - pairs)))
+            turned = rotate(rotary, jnp.tile(ones, (1, length, 1, 1)), whole_numbers(length))[0, :, 0, : 2 * pairs]
+            expected = np.concatenate((data[key][:, :pairs], data[f"sin{key[3:]}"][:, :pairs]), -1)
             table_close(turned, expected, np.arange(length))
         for name in ("q", "k"):
             turned = rotate(rotary, data[name].transpose(0, 2, 1, 3), data["positions"][None])
             close(turned.transpose(0, 2, 1, 3), data[f"{name}_rot"])
+
+
+def test_rope_follows_the_length_and_nothing_else(golden):
+    """transformers' module remembers the longest call; ours is a function of the length, and equal at each growth."""
+    for data in files(golden, "rope_dynamic_stateful"):
+        rotary = scaled(json.loads(data["config_json"].tobytes()))
+        longest = 0
+        for length, expected in zip(data["calls"], data["inv_freq_after_call"], strict=True):
+            longest = 0 if length < rotary.scaling.original else max(longest, int(length))
+            close(rotary.frequencies(2 * len(expected), longest), expected, rtol=3e-6, atol=0)
 
 
 def test_rope_interleaved(golden):

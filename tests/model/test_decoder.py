@@ -184,21 +184,52 @@ def test_head_multipliers_and_caps():
     tied = dataclasses.replace(spec, tied_head=True)
     assert "head" not in decoder.param_specs(tied) and "head" in decoder.param_specs(spec)
     close(decoder.unembed(tied, params, hidden), hidden @ np.asarray(params["embed"]["table"]).T, 1e-6)
+    for one in (tied, capped):
+        biased = dataclasses.replace(one, head_bias=True)
+        bias = np.linspace(-1, 1, 13, dtype=np.float32)
+        offset = {**params, "head": {**(params["head"] if one is capped else {}), "bias": bias}}
+        assert params_of(biased).get("head", {}).keys() == offset["head"].keys()
+        weight = kernel if one is capped else np.asarray(params["embed"]["table"], np.float64).T
+        expected = hidden @ weight + bias
+        close(
+            decoder.unembed(biased, offset, hidden), 1.5 * np.tanh(expected / 0.75) if one is capped else expected, 1e-6
+        )
     bare = dataclasses.replace(spec, norm=None)
     assert "final_norm" not in decoder.param_specs(bare)
 
 
-def test_bfloat16_is_close_and_its_logits_are_float32():
+def test_a_norm_of_the_embeddings():
+    """After their multiplier and the added positions: what comes in at the first layer is the norm's result."""
+    position = {"name": "learned", "args": {"size": 10}}
+    spec = tiny({"position": position}, embed_norm="layer", embed_multiplier=3.0, norm=None, repeats=1)
+    params = params_of(spec)
+    bare = dataclasses.replace(
+        spec,
+        layers=(
+            Group(
+                (Block(mixer=spec.layers[0].pattern[0].mixer, ffn=None),),
+            ),
+        ),
+    )
+    silent = params_of(bare)
+    silent["group_0"]["block_0"]["mixer"]["out"] *= 0.0
+    x = 3.0 * params["embed"]["table"][TOKENS] + params["position"]["learned"]["table"][:10]
+    expected = spec.embed_norm(params["embed_norm"], x)
+    close(decoder.forward(bare, silent, TOKENS).hidden, expected, 1e-6)
+
+
+@pytest.mark.parametrize("dtype, least, most", [("bfloat16", 1e-4, 3e-2), ("float16", 1e-5, 4e-3)])
+def test_low_precision_is_close_and_its_logits_are_float32(dtype, least, most):
     spec, params, call = rich()
-    low = caller(dataclasses.replace(spec, dtype="bfloat16"))
+    low = caller(dataclasses.replace(spec, dtype=dtype))
     expected, (out, _) = np.asarray(call(params, TOKENS)[0]), low(params, TOKENS)
     assert out.dtype == jnp.float32
     error = np.linalg.norm(out - expected) / np.linalg.norm(expected)
-    assert 1e-4 < error < 3e-2
-    state = decoder.init_state(dataclasses.replace(spec, dtype="bfloat16"), 3, 10, jaxlm.cache.full.Full())
-    assert state["layers"][0].k.dtype == jnp.bfloat16
+    assert least < error < most
+    state = decoder.init_state(dataclasses.replace(spec, dtype=dtype), 3, 10, jaxlm.cache.full.Full())
+    assert state["layers"][0].k.dtype == dtype
     stepped = low(decoder.unstack(params), TOKENS, None, None, state)[0]
-    assert np.linalg.norm(stepped - expected) / np.linalg.norm(expected) < 3e-2
+    assert np.linalg.norm(stepped - expected) / np.linalg.norm(expected) < most
 
 
 def test_initial_values_do_not_depend_on_shell_or_mesh():

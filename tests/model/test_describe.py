@@ -39,6 +39,8 @@ def test_a_window_bounds_the_keys_that_count():
     window = lambda size: tiny({"mask": {"name": "window", "args": {"size": size}}}, repeats=1)
     difference = forward_flops(window(8), 100) - forward_flops(window(4), 100)
     assert difference == 4 * 4 * 4 * 4
+    chunks = tiny({"mask": {"name": "chunked", "args": {"size": 8}}}, repeats=1)
+    assert forward_flops(window(8), 100) - forward_flops(chunks, 100) == 4 * 4 * 4 * (8 - 9 / 2)
     causal, both = tiny(repeats=1), tiny({"mask": "bidirectional"}, repeats=1)
     assert forward_flops(both, 100) - forward_flops(causal, 100) == 4 * 4 * 4 * (100 - 101 / 2)
     spec = window(8)
@@ -75,13 +77,18 @@ BAD = [
     (lambda: attention(heads=0), ["heads", "0"]),
     (lambda: attention(head_dim=-1), ["head_dim", "-1"]),
     (lambda: attention(position="rotray"), ["'rotray'", "did you mean 'rotary'", "alibi"]),
+    (lambda: attention(qk_norm_span="each"), ["qk_norm_span", "'each'", "all, head, heads"]),
+    (lambda: attention(mask={"name": "chunked", "args": {"size": 0}}), ["Chunked.size", "0"]),
+    (lambda: attention(position={"name": "alibi", "args": {"max": 0.0}}), ["Alibi.max", "0.0"]),
+    (lambda: attention(position={"name": "alibi", "args": {"rounding": "float16"}}), ["Alibi.rounding", "bfloat16"]),
+    (lambda: attention(position={"name": "learned", "args": {"offset": -1}}), ["Learned.offset", "-1"]),
     (lambda: attention(implementation="cudnn"), ["implementation", "'cudnn'", "reference"]),
     (lambda: attention(position={"name": "rotary", "args": {"fraction": 0.8}}), ["0.8", "head width 4", "even"]),
     (lambda: attention(position={"name": "rotary", "args": {"pairing": "halves"}}), ["did you mean 'half'"]),
     (lambda: attention(mask="casual"), ["did you mean 'causal'"]),
     (lambda: tiny({**ODD, "position": "sinusoidal"}, width=15), ["even", "15"]),
     (lambda: tiny(block={"ffn": {"name": "mlp", "args": {"activation": "gleu"}}}), ["did you mean 'gelu'"]),
-    (lambda: tiny(dtype="float16"), ["dtype", "bfloat16", "float32"]),
+    (lambda: tiny(dtype="float8"), ["dtype", "bfloat16", "float16", "float32"]),
     (lambda: tiny(remat="some"), ["remat", "dots"]),
     (lambda: tiny(dropout=1.0), ["dropout", "1.0"]),
     (lambda: tiny(logit_soft_cap=-1.0), ["logit_soft_cap", "-1.0"]),

@@ -65,15 +65,25 @@ class Case:
     name: str
     args: dict[str, Any]
     relative: bool
+    length: int | None = None  # declared to encodings that depend on it
 
 
 CASES = [
     Case("none", {}, relative=True),
     Case("learned", {"size": 40, "std": 0.5}, relative=False),
+    Case("learned", {"size": 40, "std": 0.5, "offset": 2}, relative=False),
     Case("sinusoidal", {"base": 100.0, "layout": "interleaved"}, relative=False),
     Case("rotary", {"base": 50.0}, relative=True),
     Case("rotary", {"fraction": 0.5, "pairing": "interleaved"}, relative=True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "linear", "args": {"factor": 3.0}}}, relative=True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "dynamic", "args": {"original": 8}}}, True, length=20),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "yarn", "args": {"factor": 3.0, "original": 64}}}, True),
+    Case("rotary", {"scaling": {"name": "longrope", "args": {"long": (2.0, 3.0), "original": 8}}}, True, length=20),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "llama3", "args": {"original": 16}}}, relative=True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "proportional", "args": {"proportion": 0.5}}}, relative=True),
     Case("alibi", {}, relative=True),
+    Case("alibi", {"max": 5.0, "multiplier": 0.5}, relative=True),
+    Case("alibi", {"max": 5.0, "multiplier": 3.0, "rounding": "bfloat16"}, relative=False),
     Case("t5_bias", {"buckets": 6, "max_distance": 9}, relative=True),
     Case("randomized", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "max_position": 40}, relative=True),
     Case("randomized", {"inner": {"name": "learned", "args": {"size": 40}}, "max_position": 40}, relative=False),
@@ -104,7 +114,7 @@ def make_spec(case: Case, **mixer: Any):
 @functools.cache
 def _model(index: int):
     spec = make_spec(CASES[index])
-    return spec, decoder.unstack(params_of(spec)), caller(spec)
+    return spec, decoder.unstack(params_of(spec)), caller(spec, CASES[index].length)
 
 
 def model(case: Case):

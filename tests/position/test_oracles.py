@@ -44,36 +44,45 @@ def t5_bucket(distance: int, buckets: int, max_distance: int) -> int:
     return min(exact + int(far), buckets - 1)
 
 
-def normalized(vector: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return vector / np.sqrt(np.mean(vector**2) + 1e-6) * scale
+def normalized(heads: np.ndarray, scale: np.ndarray, span: str) -> np.ndarray:
+    """Each head of [B, L, heads..., K] over its root mean square, or, if the span is all of them, over theirs."""
+    axes = tuple(range(2, heads.ndim)) if span == "all" else -1
+    return heads / np.sqrt(np.mean(heads**2, axes, keepdims=True) + 1e-6) * scale
 
 
-def oracle(mixer: Attention, p, rotate=lambda x, pos: x, bias=lambda h, distance: 0.0, window=math.inf):
-    """The layer on X in float64: [B, L, D]."""
+def before(i: int, j: int) -> bool:
+    return j <= i
+
+
+def oracle(mixer: Attention, p, rotate=lambda x, pos: x, bias=lambda h, i, j: 0.0, seen_by=before):
+    """The layer on X in float64: [B, L, D]. ``bias`` and ``seen_by`` take positions, of the query first."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
     heads, groups = mixer.heads, mixer.kv_heads or mixer.heads
     repeats, width = heads // groups, mixer.head_dim or WIDTH // heads
     qkv = np.einsum("bld,dgrk->blgrk", X.astype(np.float64), p["qkv"]) + p.get("qkv_bias", 0.0)
+    queries, keys, values = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+    if mixer.qk_norm is not None:
+        queries = normalized(queries, p["q_norm"]["scale"], mixer.qk_norm_span)
+        keys = normalized(keys, p["k_norm"]["scale"], mixer.qk_norm_span)
     out = np.zeros((BATCH, LENGTH, heads, width))
     for b, h, i in np.ndindex(BATCH, heads, LENGTH):
         g, r = divmod(h, repeats)
         seen = [
             j
             for j in range(LENGTH)
-            if SEGMENTS[b, j] == SEGMENTS[b, i] != 0 and 0 <= POSITIONS[b, i] - POSITIONS[b, j] < window
+            if SEGMENTS[b, j] == SEGMENTS[b, i] != 0 and seen_by(POSITIONS[b, i], POSITIONS[b, j])
         ]
         logits = []
         for j in seen:
-            q, k = qkv[b, i, g, r], qkv[b, j, g, repeats]
-            if mixer.qk_norm is not None:
-                q, k = normalized(q, p["q_norm"]["scale"]), normalized(k, p["k_norm"]["scale"])
+            q, k = queries[b, i, g, r], keys[b, j, g]
             logit = (mixer.scale or width**-0.5) * (rotate(q, POSITIONS[b, i]) @ rotate(k, POSITIONS[b, j]))
             if mixer.soft_cap:
                 logit = mixer.soft_cap * math.tanh(logit / mixer.soft_cap)
-            logits.append(logit + bias(h, int(POSITIONS[b, i] - POSITIONS[b, j])))
+            logits.append(logit + bias(h, int(POSITIONS[b, i]), int(POSITIONS[b, j])))
         if seen:
-            weights = np.exp(np.asarray(logits) - max(logits))
-            out[b, i, h] = (weights / weights.sum()) @ qkv[b, seen, g, repeats + 1]
+            weights = np.exp(logits)
+            sink = np.exp(p["sinks"][g, r]) if mixer.sinks else 0.0
+            out[b, i, h] = weights @ values[b, seen, g] / (weights.sum() + sink)
     return out.reshape(BATCH, LENGTH, -1) @ p["out"].reshape(-1, WIDTH) + p.get("out_bias", 0.0)
 
 
@@ -89,12 +98,12 @@ def check(position: dict, rest: dict, row_of=None, **rules) -> None:
     p, shared = draw_params(specs), {position["name"]: draw_params(own)}
     if row_of is not None:
         table = np.asarray(shared[position["name"]]["table"], np.float64)
-        rules["bias"] = lambda h, d: table[row_of(d), h]
+        rules["bias"] = lambda h, i, j: table[row_of(i - j), h]
     close(ours(mixer, p, shared), oracle(mixer, p, **rules), 2e-6)
 
 
-def slope(heads: int):
-    return lambda h, distance: -(2.0 ** (-8.0 * (h + 1) / heads)) * distance
+def slope(heads: int, steepness: float = 8.0):
+    return lambda h, i, j: -(2.0 ** (-steepness * (h + 1) / heads)) * (i - j)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
@@ -106,6 +115,20 @@ def test_rotary(pairing, fraction, channels):
 
 def test_alibi():
     check({"name": "alibi"}, {"kv_heads": 2}, bias=slope(4))
+    halved = lambda h, i, j: 0.5 * slope(4, 5.0)(h, i, j)
+    check({"name": "alibi", "args": {"max": 5.0, "multiplier": 0.5}}, {}, bias=halved)
+
+
+def test_alibi_rounded_to_bfloat16():
+    """Falcon's: the bias of a key counts from position 0, slope and bias are rounded, and the rounding shows."""
+    low = lambda x: float(np.asarray(x, jnp.bfloat16))
+    bias = lambda h, i, j: 0.5 * low(low(2.0 ** (-5.0 * (h + 1) / 4)) * low(j))
+    args = {"max": 5.0, "multiplier": 0.5, "rounding": "bfloat16"}
+    check({"name": "alibi", "args": args}, {"kv_heads": 2}, bias=bias)
+    tile = registry.get("position", "alibi")(**args).bias({}, jnp.zeros((1, 1, 4, 6)), None, None, None).tile
+    positions = np.asarray([[3, 300, 5001]])
+    expected = [[bias(h, 0, int(j)) for j in positions[0]] for h in range(4)]
+    np.testing.assert_array_equal(jit(tile)(positions[:, :1], positions)[0, :, 0], np.asarray(expected, np.float32))
 
 
 def test_t5_bias():
@@ -122,14 +145,47 @@ def test_t5_bias():
         {"scale": 1.0},
         {"soft_cap": 0.7, "head_dim": 10},
         {"qk_norm": "rms", "kv_heads": 2},
+        {"qk_norm": "rms", "kv_heads": 2, "qk_norm_span": "heads"},
+        {"qk_norm": "rms", "kv_heads": 2, "qk_norm_span": "all"},
+        {"sinks": True, "kv_heads": 2},
         {"qkv_bias": True, "out_bias": True, "kv_heads": 1},
-        {"mask": {"name": "window", "args": {"size": 4}}},
     ],
-    ids=lambda rest: next(iter(rest)),
+    ids=lambda rest: rest.get("qk_norm_span", next(iter(rest))),
 )
 def test_options_of_the_layer(rest):
     """With the bias of ALiBi, so that their order (scale, cap, then bias) shows."""
-    check({"name": "alibi"}, rest, bias=slope(4), window=4 if "mask" in rest else math.inf)
+    check({"name": "alibi"}, rest, bias=slope(4))
+
+
+@pytest.mark.parametrize(
+    "mask, seen_by",
+    [("window", lambda i, j: 0 <= i - j < 4), ("chunked", lambda i, j: j <= i and i // 4 == j // 4)],
+)
+def test_masks_of_a_size(mask, seen_by):
+    check({"name": "alibi"}, {"mask": {"name": mask, "args": {"size": 4}}}, bias=slope(4), seen_by=seen_by)
+
+
+def test_a_sink_under_gradients_and_views_without_keys():
+    """Padding sees no key: its output is 0 and its gradients are finite. The sink is one more key whose value is 0."""
+    mixer = Attention(heads=4, kv_heads=2, position="none", sinks=True)
+    p = draw_params(mixer.params(Dims(width=WIDTH)))
+    real = SEGMENTS != 0
+    y = ours(mixer, p, {})
+    assert (np.asarray(y)[~real] == 0).all() and np.abs(np.asarray(y)[real]).max() > 0.1
+
+    def reference(p, x):
+        qkv = jnp.einsum("bld,dgrk->blgrk", x, p["qkv"])
+        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        logits = jnp.einsum("blgrk,btgk->bgrlt", q, k) * q.shape[-1] ** -0.5
+        seen = (POSITIONS[:, :, None] >= POSITIONS[:, None]) & (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+        logits = jnp.where((seen & real[:, None])[:, None, None], logits, -1e9)
+        sinks = jnp.broadcast_to(p["sinks"][..., None, None], (*logits.shape[:-1], 1))
+        weights = jax.nn.softmax(jnp.concatenate((logits, sinks), -1), -1)[..., :-1]
+        return jnp.einsum("bgrlt,btgk,grkd->bld", weights, v, p["out"])
+
+    ctx = Context(positions=jnp.asarray(POSITIONS), segment_ids=jnp.asarray(SEGMENTS))
+    gradient = lambda f: jit(jax.grad(lambda p, x: jnp.sin(f(p, x)).sum(), argnums=(0, 1)))(p, X)
+    close(gradient(lambda p, x: mixer(p, x, ctx)[0]), gradient(reference), 2e-6)
 
 
 def test_no_position_sees_order_only_through_the_mask():
@@ -147,12 +203,15 @@ def test_sinusoidal_table(layout):
     close(encoding.embed({}, jnp.asarray(POSITIONS), WIDTH), 0.5 * table, 1e-5)
 
 
-def test_learned_rows_and_nothing_outside_the_table():
-    encoding = registry.get("position", "learned")(size=5)
-    table = jnp.asarray(np.random.default_rng(0).standard_normal((5, 4)), jnp.float32)
+@pytest.mark.parametrize("offset", [0, 2])
+def test_learned_rows_and_nothing_outside_the_table(offset):
+    encoding = registry.get("position", "learned")(size=5, offset=offset)
+    assert encoding.max_positions() == 5
+    table = draw_params(encoding.params(Dims(width=4)))["table"]
+    assert table.shape == (5 + offset, 4)
     embed = jit(lambda positions: encoding.embed({"table": table}, positions, 4))
     rows = np.asarray(embed(np.asarray([[4, 0, 5, -1]])))
-    np.testing.assert_array_equal(rows[0, :2], np.asarray(table)[[4, 0]])
+    np.testing.assert_array_equal(rows[0, :2], np.asarray(table)[[4 + offset, offset]])
     assert np.isnan(rows[0, 2:]).all()
 
 

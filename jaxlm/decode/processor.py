@@ -1,0 +1,80 @@
+"""The contract of logits processors: what stands between a model's logits and the choice of a token.
+
+A processor is a pure function of the logits and of a state of its own, in and out. Penalties, temperatures, grammar
+masks, momentum or mixtures with other models are all written so; the decode loop knows none of them by name, and a
+verifier of drafted tokens may call the same ones on the target and on the draft.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import jax
+
+from jaxlm.core import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """Base of the processors: a frozen dataclass that is also a pytree (`jax.tree_util.register_dataclass`).
+
+    Its fields are arguments of the compiled loop: another value of a number compiles nothing. A field that shapes the
+    computation (the k of top-k) is marked static: ``dataclasses.field(metadata={"static": True})``.
+    """
+
+    paper: ClassVar[str] = ""
+
+    def check(self, vocab_size: int) -> None:
+        """Raises `ConfigError` for fields that cannot work with a vocabulary of this size."""
+
+    def init(self, prompt_BL: jax.Array, real_BL: jax.Array, vocab_size: int) -> Any:
+        """The state after the prompt: tokens [B, L], of which those where ``real_BL`` is False are padding."""
+        return ()
+
+    def __call__(
+        self, logits_BV: jax.Array, token_B: jax.Array | None, step: jax.Array | int, state: Any
+    ) -> tuple[jax.Array, Any]:
+        """The logits of the next token, float32 [B, V], and the new state, of the same structure and shapes.
+
+        Args:
+          logits_BV: of the model or the processor before; -inf rules a token out.
+          token_B: the tokens chosen last, which the state does not know yet; None for the first, after the prompt.
+          step: how many tokens were chosen before.
+          state: what `init` or the call before returned.
+        """
+        raise NotImplementedError
+
+
+Processors = tuple[Processor, ...]
+
+
+def init_all(processors: Processors, prompt_BL: jax.Array, real_BL: jax.Array, vocab_size: int) -> tuple[Any, ...]:
+    """The state of each processor after the prompt."""
+    return tuple(processor.init(prompt_BL, real_BL, vocab_size) for processor in processors)
+
+
+def apply_all(
+    processors: Processors, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, states: tuple[Any, ...]
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """The logits after all processors, first to last, and their new states."""
+    after = []
+    for processor, state in zip(processors, states, strict=True):
+        logits_BV, state = processor(logits_BV, token_B, step, state)
+        after.append(state)
+    return logits_BV, tuple(after)
+
+
+def make_all(values: Iterable[Any], vocab_size: int) -> Processors:
+    """Processors from objects, registered names or ``{"name", "args"}`` mappings, each checked.
+
+    Raises `ConfigError` for one that does not exist or does not fit the vocabulary.
+    """
+    processors = tuple(
+        value if isinstance(value, Processor) else config.make("processor", value, where="processors")
+        for value in values
+    )
+    for processor in processors:
+        processor.check(vocab_size)
+    return processors

@@ -1,0 +1,56 @@
+"""GPT-J (Wang and Komatsuzaki 2021): parallel parts behind one norm, interleaved partial rotary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxlm.ffn.mlp import Mlp
+from jaxlm.interop import layout, parts
+from jaxlm.interop.config import Config
+from jaxlm.interop.family import Draft, Family, Keys
+from jaxlm.mixer.attention import Attention
+from jaxlm.model.spec import Block, ModelSpec
+from jaxlm.norm.layer import LayerNorm
+from jaxlm.position.rotary import Rotary
+
+H = "transformer.h.{layer}."
+GPT2_ONLY = ("n_positions", "scale_attn_weights")
+
+
+class RotaryDim:
+    """The number of channels that turn; the share of them is what a rotary encoding holds."""
+
+    def read(self, c: Config, draft: Draft) -> None:
+        draft.set("mixer.position.fraction", c.integer("rotary_dim", default=64) / parts.head_dim_of(c))
+        c.integer("n_positions", default=2048)  # rotations have no last one
+
+    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
+        mixer = blocks[0].mixer
+        return {"rotary_dim": round(mixer.position.fraction * mixer.head_dim), "n_positions": 2048}
+
+
+FAMILY = Family(
+    model_type="gptj",
+    architectures=("GPTJForCausalLM",),
+    paper="Wang and Komatsuzaki 2021, GPT-J-6B",
+    block=Block(
+        mixer=Attention(position=Rotary(pairing="interleaved")),
+        ffn=Mlp(bias=True),
+        norm=LayerNorm(),
+        residual="parallel_shared",
+    ),
+    model={"head_bias": True},
+    parts=(
+        Keys({name: key for name, key in parts.gpt2_keys("gelu_new", tie=False).items() if name not in GPT2_ONLY}),
+        RotaryDim(),
+    ),
+    depth=("n_layer", "num_hidden_layers"),
+    prefix="transformer.",
+    buffers=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
+    tensors={
+        **layout.ends("transformer.wte", "transformer.ln_f", "lm_head"),
+        **layout.norm("mixer_norm", H + "ln_1"),
+        **layout.attention(H + "attn.q_proj", H + "attn.k_proj", H + "attn.v_proj", H + "attn.out_proj"),
+        **layout.mlp(H + "mlp.fc_in", H + "mlp.fc_out"),
+    },
+)

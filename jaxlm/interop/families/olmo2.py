@@ -1,0 +1,36 @@
+"""OLMo 2 (OLMo team 2025): norms on what each part adds, and one norm over the queries (keys) of all heads."""
+
+from __future__ import annotations
+
+from jaxlm.ffn.glu import Glu
+from jaxlm.interop import parts
+from jaxlm.interop.family import Family, Key, Keys
+from jaxlm.interop.layout import Piece, piecewise
+from jaxlm.interop.rope import Rope
+from jaxlm.mixer.attention import Attention
+from jaxlm.model.spec import Block
+
+FAMILY = Family(
+    model_type="olmo2",
+    architectures=("Olmo2ForCausalLM",),
+    paper="OLMo team 2025, 2 OLMo 2 Furious",
+    block=Block(mixer=Attention(qk_norm="rms", qk_norm_span="all"), ffn=Glu(), placement="output"),
+    parts=(
+        Keys(
+            {
+                **parts.keys(default_eps=1e-5),
+                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-5),
+                "attention_bias": parts.biases(),
+            }
+        ),
+        Rope(),
+    ),
+    tensors={
+        **parts.ends(),
+        **parts.output_norms(),
+        **parts.projections(),
+        **parts.gated(),
+        "mixer/q_norm/scale": piecewise(parts.LAYER + "self_attn.q_norm.weight", Piece("G R K", "(G R K)")),
+        "mixer/k_norm/scale": piecewise(parts.LAYER + "self_attn.k_norm.weight", Piece("G K", "(G K)")),
+    },
+)

@@ -1,0 +1,270 @@
+"""A family of Hugging Face checkpoints as data: what its settings mean for a `ModelSpec`, and where its tensors go.
+
+    FAMILY = Family(
+        model_type="llama",
+        architectures=("LlamaForCausalLM",),
+        block=Block(mixer=Attention(), ffn=Glu()),       # what no setting changes
+        parts=(Keys({"hidden_size": Key("model.width"), ...}), Rope()),
+        tensors={"embed/table": plain("model.embed_tokens.weight"), ...},
+    )
+
+Each part of the settings reads config.json into a `Draft` and writes it back from a finished model. Writing only takes
+down; that nothing was lost is checked by reading what was written (`Family.write`). No family has code of its own in
+the model: what a family needs there is a slot or a field of general use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from jaxlm.core import config
+from jaxlm.core.errors import ConfigError, shown
+from jaxlm.core.types import Dims
+from jaxlm.interop.config import REQUIRED, Config
+from jaxlm.interop.layout import Layout
+from jaxlm.model.spec import Block, Group, ModelSpec
+
+
+class Draft:
+    """A model on its way from config.json: fields of the model, and a block per layer."""
+
+    def __init__(self, block: Block, depth: int):
+        self.model: dict[str, Any] = {}
+        self.blocks = [block] * depth
+
+    def set(self, path: str, value: Any, layer: int | None = None) -> None:
+        """Sets ``"model.<field>"``, or a field of every block (or of one ``layer``'s): ``"mixer.position.base"``."""
+        head, _, field = path.partition(".")
+        if head == "model":
+            name, _, inner = field.partition(".")
+            self.model[name] = config.replace_at(self.model[name], inner, value) if inner else value
+            return
+        for i in range(len(self.blocks)) if layer is None else (layer,):
+            self.blocks[i] = config.replace_at(self.blocks[i], path, value)
+
+    def build(self) -> ModelSpec:
+        return ModelSpec(**self.model, layers=group(self.blocks))
+
+
+def group(blocks: Sequence[Block]) -> tuple[Group, ...]:
+    """The shortest pattern that repeats, scanned; what is left over is a group of its own."""
+    depth = len(blocks)
+    period = next(p for p in range(1, depth + 1) if all(blocks[i] == blocks[i % p] for i in range(depth)))
+    groups = [Group(tuple(blocks[:period]), depth // period)]
+    if depth % period:
+        groups.append(Group(tuple(blocks[depth - depth % period :]), 1))
+    return tuple(groups)
+
+
+class Part(Protocol):
+    """Some of a family's settings, both ways."""
+
+    def read(self, c: Config, draft: Draft) -> None:
+        """Takes them from config.json. Raises `ConfigError` for what the model cannot do."""
+        ...
+
+    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
+        """The keys of config.json for a model; only meaningful for models of the family."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of config.json and the fields it sets.
+
+    Attributes:
+      paths: as `Draft.set` takes them; several fields may hang on one key, or none (it is checked and not written).
+      kind: the JSON type.
+      default: where the key is absent; a function of the `Config` for defaults that follow other keys.
+      ours, theirs: the conversion, each way.
+      also: other spellings that are read.
+    """
+
+    paths: str | tuple[str, ...]
+    kind: type | tuple[type, ...] = int
+    default: Any = REQUIRED
+    ours: Callable[[Any], Any] = lambda value: value
+    theirs: Callable[[Any], Any] = lambda value: value
+    also: tuple[str, ...] = ()
+
+
+class Keys(dict[str, Key]):
+    """A table of keys."""
+
+    def read(self, c: Config, draft: Draft) -> None:
+        for name, key in self.items():
+            default = key.default(c) if callable(key.default) else key.default
+            value = c.look_up((name, *key.also), key.kind, default)
+            for path in (key.paths,) if isinstance(key.paths, str) else key.paths:
+                draft.set(path, key.ours(value))
+
+    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
+        out = {}
+        for name, key in self.items():
+            if not key.paths:
+                continue
+            head, _, rest = (key.paths if isinstance(key.paths, str) else key.paths[0]).partition(".")
+            values = [_get(spec, rest)] if head == "model" else (_get(block, f"{head}.{rest}") for block in blocks)
+            value = next((value for value in values if value is not None), None)  # dense layers lack what experts have
+            out[name] = None if value is None else key.theirs(value)
+        return out
+
+
+def _get(value: Any, path: str) -> Any:
+    """The field at a dotted path, None where there is none."""
+    for field in filter(None, path.split(".")):
+        value = getattr(value, field, None)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """A key that this library reads at some values alone; those are also what it writes (the first, unless None)."""
+
+    key: str
+    allowed: tuple[Any, ...]
+    why: str
+
+    def read(self, c: Config, draft: Draft) -> None:
+        c.only(self.key, self.allowed, self.why)
+
+    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
+        return {} if self.allowed[0] is None else {self.key: self.allowed[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+      model_type, architectures: its names in config.json; the first architecture is written.
+      paper: the report or paper.
+      block: every layer's block before the settings are read.
+      parts: the settings.
+      tensors: our parameter paths (a block's without its group, ``"mixer/qkv"``) to stored tensors, ``{layer}`` for the
+        layer's number; a function of the model where names depend on it.
+      prefix: what names of a checkpoint of the bare model lack.
+      buffers: patterns of names that old files hold and nobody needs.
+      depth: the key that counts the layers, and other spellings of it.
+      renamed: old spellings within stored names, ``{"gamma": "weight"}``.
+      model: fields of `ModelSpec` that no setting changes.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    block: Block
+    parts: tuple[Part, ...]
+    tensors: Mapping[str, Layout] | Callable[[ModelSpec], Mapping[str, Layout]]
+    paper: str = ""
+    prefix: str = "model."
+    buffers: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+    depth: tuple[str, ...] = ("num_hidden_layers",)
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def read(self, c: Config) -> ModelSpec:
+        """The model of a config.json. Raises `ConfigError` naming the key that cannot be served, and why."""
+        if "quantization_config" in c:
+            raise ConfigError(
+                "config.json: quantization_config is not supported (weights must be float32, bfloat16 or float16); "
+                "save a dequantised copy with transformers first"
+            )
+        depth = c.integer(*self.depth)
+        if depth < 1:
+            raise ConfigError(f"config.json: {self.depth[0]} should be positive, got {depth}")
+        draft = Draft(self.block, depth)
+        draft.model.update(self.model)
+        try:
+            for part in self.parts:
+                part.read(c, draft)
+            draft.model.setdefault("norm", draft.blocks[0].norm)
+            return draft.build()
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith("config.json") else f"config.json: {text}") from None
+
+    def write(self, spec: ModelSpec) -> dict[str, Any]:
+        """The config.json of a model. Raises `ConfigError` naming what this family cannot express."""
+        blocks = canonical(spec)
+        out: dict[str, Any] = {"architectures": [self.architectures[0]], "model_type": self.model_type}
+        out[self.depth[0]] = len(blocks)
+        try:
+            for part in self.parts:
+                out |= part.write(spec, blocks)
+            back = self.read(Config(out))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of another kind of model altogether
+            reason = str(error) if isinstance(error, ConfigError) else "its parts are of other kinds"
+            raise ConfigError(f"{self.model_type} cannot express this model: {reason}") from None
+        if found := different(back, spec):
+            path, (theirs, ours) = next(iter(found.items()))
+            raise ConfigError(
+                f"{self.model_type} cannot express this model: {path} is {shown(ours)}, it would be {shown(theirs)}"
+            )
+        # null, or transformers takes ids of its own that may lie outside the vocabulary
+        tokens = dict.fromkeys(TOKENS)
+        return tokens | {key: value for key, value in out.items() if value is not None}
+
+    def names(self, spec: ModelSpec) -> Mapping[str, Layout]:
+        """`tensors` for one model."""
+        return self.tensors(spec) if callable(self.tensors) else self.tensors
+
+
+def canonical(spec: ModelSpec) -> list[Block]:
+    """Every layer's block in order, with values in place of the zeros that stand for defaults."""
+    blocks = []
+    for g in spec.layers:
+        for r in range(g.repeats):
+            blocks += [_explicit(b, spec.width) for b in g.blocks({path: values[r] for path, values in g.per_layer})]
+    return blocks
+
+
+def _explicit(block: Block, width: int) -> Block:
+    mixer, ffn = block.mixer, block.ffn
+    fields = {field.name for field in dataclasses.fields(mixer)}
+    if {"heads", "kv_heads", "head_dim", "scale"} <= fields:
+        head_dim = mixer.head_dim or width // mixer.heads
+        mixer = dataclasses.replace(
+            mixer,
+            kv_heads=mixer.kv_heads or mixer.heads,
+            head_dim=head_dim,
+            scale=mixer.scale or head_dim**-0.5,
+            qk_norm_span="head" if mixer.qk_norm is None else mixer.qk_norm_span,
+            implementation="auto",
+        )
+    return dataclasses.replace(block, mixer=mixer, ffn=_sized(ffn, width))
+
+
+def _sized(ffn: Any, width: int) -> Any:
+    """A feed-forward with its hidden width, and without what training alone looks at."""
+    fields = {field.name for field in dataclasses.fields(ffn)} if ffn is not None else set()
+    if {"hidden", "expansion"} <= fields:
+        hidden = next(iter(ffn.params(Dims(width)).values())).shape[1]
+        return dataclasses.replace(ffn, hidden=hidden, expansion=type(ffn)().expansion)
+    if "expert" in fields:
+        training = {name: getattr(type(ffn)(), name) for name in ("capacity", "balance", "z_loss")}
+        return dataclasses.replace(ffn, expert=_sized(ffn.expert, width), shared=_sized(ffn.shared, width), **training)
+    return ffn
+
+
+# Keys of special tokens, which belong to the tokenizer and not to the model.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# What a run chooses and a checkpoint does not fix.
+FREE = ("dtype", "remat", "dropout")
+
+
+def different(one: ModelSpec, two: ModelSpec) -> dict[str, tuple[Any, Any]]:
+    """Where two models differ as functions of their parameters: ``{"layers.3.mixer.heads": (of one, of two)}``."""
+
+    def form(spec: ModelSpec) -> dict[str, Any]:
+        out = {key: value for key, value in config.to_dict(spec).items() if key not in (*FREE, "layers")}
+        return {**out, "layers": config.to_dict(canonical(spec))}
+
+    found = config.differences(form(one), form(two))
+    return {key: pair for key, pair in found.items() if not _equal(*pair)}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-12 * abs(b)

@@ -1,0 +1,170 @@
+"""Hugging Face checkpoints out: a folder that transformers loads, from an imported model or one of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core import registry
+from jaxlm.core.errors import ConfigError, choose
+from jaxlm.core.params import flatten
+from jaxlm.core.types import Params
+from jaxlm.interop.card import CARD, write_card
+from jaxlm.interop.config import Config
+from jaxlm.interop.family import TOKENS, Family, different
+from jaxlm.interop.layout import Place
+from jaxlm.interop.load import DTYPES, family_of, plan_of
+from jaxlm.interop.replace import replace_folder
+from jaxlm.interop.tensors import Planned, write_folder
+from jaxlm.model import decoder
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.spec import ModelSpec
+
+# Files that are carried along untouched where the model was imported from a folder; code never is.
+CARRIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE",
+)  # fmt: skip
+
+
+def save_hf(
+    model: LanguageModel,
+    params: Params,
+    folder: str | os.PathLike[str],
+    *,
+    family: str = "",
+    dtype: str | None = None,
+    shard_size: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> Path:
+    """Writes config.json, safetensors, a model card, and the tokenizer and generation files the model came with.
+
+    Args:
+      model, params: of `load_hf`, or any model that a family can express; ``params`` stacked or unstacked.
+      folder: new or empty. It appears whole or not at all: everything is written beside it and renamed.
+      family: the ``model_type`` to write; empty for that of the model's origin, else the first that can express it.
+      dtype: of the tensors, ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of each parameter.
+      shard_size: bytes of tensors in one file.
+      overwrite: replace a folder that is not empty; a crash leaves the old one whole.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ConfigError: in one line: no family can express the model (what stands in the way is named), parameters that are
+        not the model's, or a folder that may not be written.
+    """
+    if dtype is not None:
+        choose("dtype", dtype, DTYPES)
+    chosen, settings = _describe(model, family)
+    leaves = _leaves(params, model.spec)
+    stored = dtype or _most(leaves)
+    settings = {**settings, "dtype": stored, "torch_dtype": stored}
+    specs = dict(flatten(decoder.param_specs(model.spec)))
+    tensors = {
+        place.name: _planned(leaves[path], layer, place, specs[path].shape, dtype)
+        for path, source in plan_of(chosen, model.spec).items()
+        for layer, places in enumerate(source.layers)
+        for place in places
+    }
+    origin = Path(model.origin) if model.origin else None
+    with replace_folder(folder, overwrite) as new:
+        (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        for name in CARRIED if origin is not None else ():
+            if origin is not None and (origin / name).is_file():
+                shutil.copyfile(origin / name, new / name)
+        write_folder(new, tensors, shard_size=shard_size)
+        write_card(new / CARD, model, chosen, origin)
+    return Path(folder)
+
+
+def _describe(model: LanguageModel, family: str) -> tuple[Family, dict[str, Any]]:
+    """The family and the config.json of a model."""
+    tokens: dict[str, Any] = {}
+    origin = Path(model.origin) if model.origin else None
+    if origin is not None and (origin / "config.json").is_file():
+        c = Config.from_folder(origin)
+        own = family_of(c)
+        if family in ("", own.model_type) and not different(own.read(c), model.spec):
+            return own, json.loads((origin / "config.json").read_text(encoding="utf-8"))  # untouched
+        family = family or own.model_type
+        tokens = {key: c[key] for key in TOKENS if key in c}
+    known = registry.methods("family")
+    if family:
+        chosen: Any = registry.get("family", choose("family", family, known))
+        return chosen, chosen.write(model.spec) | tokens
+    reasons = []
+    for name in sorted(known, key=lambda name: (name != "llama", name)):  # what most software reads, first
+        candidate: Any = registry.get("family", name)
+        try:
+            return candidate, candidate.write(model.spec)
+        except ConfigError as error:
+            reasons.append(str(error))
+    raise ConfigError(f"no Hugging Face family can express this model; the first tried: {reasons[0]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter: one array for all layers (``stacked`` or not), or one for each."""
+
+    arrays: list[Any]
+    stacked: bool
+
+    @property
+    def dtype(self) -> str:
+        return str(jnp.dtype(self.arrays[0].dtype))
+
+    def layer(self, index: int) -> np.ndarray:
+        """One layer's array, fetched from the devices."""
+        if self.stacked:
+            return np.asarray(jax.device_get(self.arrays[0][index]))
+        return np.asarray(jax.device_get(self.arrays[index]))
+
+
+def _leaves(params: Params, spec: ModelSpec) -> dict[str, Leaf]:
+    """Every parameter by path. Raises `ConfigError` naming one that is missing, not the model's, or misshapen."""
+    arrays: dict[str, list[Any]] = {}
+    for name, value in params.items():
+        if isinstance(value, (list, tuple)):  # a group taken apart
+            layers = [dict(flatten(layer, name)) for layer in value]
+            arrays |= {path: [layer[path] for layer in layers] for path in layers[0]}
+        else:
+            arrays |= {path: [leaf] for path, leaf in flatten({name: value})}
+    specs = dict(flatten(decoder.param_specs(spec)))
+    if odd := sorted(set(specs) ^ set(arrays)):
+        what = "is missing" if odd[0] in specs else "is not one of the model's"
+        raise ConfigError(f"parameter {odd[0]} {what}")
+    out = {}
+    for path, found in arrays.items():
+        leaf = specs[path]
+        apart = len(found) > 1 or (leaf.stack == 1 and found[0].ndim == len(leaf.shape))
+        shape = leaf.shape if apart else leaf.full_shape
+        if any(tuple(array.shape) != shape for array in found) or len(found) not in (1, leaf.stack):
+            raise ConfigError(f"parameter {path} has shape {list(found[0].shape)}, the model makes it {list(shape)}")
+        out[path] = Leaf(found, stacked=bool(leaf.stack) and not apart)
+    return out
+
+
+def _planned(leaf: Leaf, layer: int, place: Place, shape: tuple[int, ...], dtype: str | None) -> Planned:
+    def make() -> np.ndarray:
+        return place.cut(leaf.layer(layer).astype(jnp.dtype(dtype or leaf.dtype), copy=False))
+
+    return Planned(place.shape(shape), dtype or leaf.dtype, make)
+
+
+def _most(leaves: Mapping[str, Leaf]) -> str:
+    """The dtype of most numbers."""
+    sizes: dict[str, int] = {}
+    for leaf in leaves.values():
+        sizes[leaf.dtype] = sizes.get(leaf.dtype, 0) + sum(array.size for array in leaf.arrays)
+    return max(sizes, key=lambda name: sizes[name])

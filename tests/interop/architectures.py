@@ -1,0 +1,241 @@
+"""Tiny random models of every family, as transformers builds them: the settings, and weights that hide nothing.
+
+Used to record `tests/interop/data` (`python -m tests.interop.record`) and by the comparisons with transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+VOCABULARY, WIDTH, HEADS, GROUPS, HIDDEN, LAYERS, LENGTH = 40, 24, 4, 2, 32, 3, 20
+
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
+FALCON = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+MOE = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
+
+
+def rope(kind: str = "default", theta: float = 10_000.0, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
+
+
+LONG = {"short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 2.5, 4.0], "original_max_position_embeddings": 16}
+
+# name of the case: (class name without ForCausalLM, settings)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**LLAMA, **rope()}),
+    "llama_tied_biases": (
+        "Llama", {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 8}
+    ),
+    "llama_linear": ("Llama", {**LLAMA, **rope("linear", factor=3.0)}),
+    "llama_dynamic": ("Llama", {**LLAMA, "max_position_embeddings": 12, **rope("dynamic", factor=2.0)}),
+    "llama_yarn": ("Llama", {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=16)}),
+    "llama_yarn_mscale": (
+        "Llama",
+        {
+            **LLAMA,
+            **rope(
+                "yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.0, truncate=False
+            ),
+        },
+    ),
+    "llama_llama3": (
+        "Llama",
+        {
+            **LLAMA,
+            **rope(
+                "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+            ),
+        },
+    ),
+    "llama_longrope": ("Llama", {**LLAMA, **rope("longrope", factor=4.0, **LONG)}),
+    "llama_proportional": ("Llama", {**LLAMA, "head_dim": 8, **rope("proportional", partial_rotary_factor=0.5)}),
+    "mistral": ("Mistral", {**LLAMA, "sliding_window": 6}),
+    "mistral_full": ("Mistral", {**LLAMA, "sliding_window": None}),
+    "qwen2": ("Qwen2", {**LLAMA}),
+    "qwen2_windows": (
+        "Qwen2", {**LLAMA, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    ),
+    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 8, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", {**LLAMA, "head_dim": 8}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **LLAMA, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 12,
+            "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            **LLAMA, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 12,
+            "sliding_window_pattern": 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "phi": ("Phi", {**LLAMA, "num_key_value_heads": HEADS, **rope(partial_rotary_factor=0.4)}),
+    "phi_qk_norm": ("Phi", {**LLAMA, "qk_layernorm": True, **rope(partial_rotary_factor=0.4)}),
+    "phi3": ("Phi3", {**LLAMA, "sliding_window": 6}),
+    "phi3_longrope": (
+        "Phi3", {**LLAMA, "original_max_position_embeddings": 16, **rope("longrope", **LONG)}
+    ),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2_scales": (
+        "GPT2", {**GPT2, "n_inner": 40, "scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"}
+    ),
+    "gpt_bigcode": ("GPTBigCode", GPT2),
+    "gpt_bigcode_heads": ("GPTBigCode", {**GPT2, "multi_query": False}),
+    "gpt_neox": ("GPTNeoX", {**LLAMA, **rope(partial_rotary_factor=0.4)}),
+    "gpt_neox_serial": ("GPTNeoX", {**LLAMA, "use_parallel_residual": False, "attention_bias": False}),
+    "gptj": ("GPTJ", {**GPT2, "rotary_dim": 4}),
+    "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 6}),
+    "bloom_normed": (
+        "Bloom",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": 2, "n_head": 3,
+            "apply_residual_connection_post_layernorm": True,
+        },
+    ),
+    "mpt": ("Mpt", {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": LAYERS, "n_heads": 6}),
+    "mpt_scale": (
+        "Mpt",
+        {
+            "vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": 2, "n_heads": HEADS,
+            "attn_config": {"softmax_scale": 0.3},
+        },
+    ),
+    "falcon": ("Falcon", FALCON),
+    "falcon_new": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": GROUPS, "bias": True}),
+    "falcon_new_one_norm": (
+        "Falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": GROUPS, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon_alibi": (
+        "Falcon",
+        {**FALCON, "num_attention_heads": 6, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "opt": (
+        "OPT",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+            "ffn_dim": HIDDEN, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH,
+        },
+    ),
+    "opt_post_norm": (
+        "OPT",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS,
+            "ffn_dim": HIDDEN, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH,
+            "do_layer_norm_before": False, "enable_bias": False,
+        },
+    ),
+    "stablelm": ("StableLm", {**LLAMA, "use_qkv_bias": True, **rope(partial_rotary_factor=0.4)}),
+    "stablelm_qk_norm": (
+        "StableLm", {**LLAMA, "qk_layernorm": True, "use_parallel_residual": True, **rope(partial_rotary_factor=0.4)}
+    ),
+    "olmo2": ("Olmo2", LLAMA),
+    "olmo3": (
+        "Olmo3",
+        {
+            **LLAMA, "num_hidden_layers": 5, "sliding_window": 6,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            },
+        },
+    ),
+    "starcoder2": ("Starcoder2", {**LLAMA, "sliding_window": 6}),
+    "cohere": ("Cohere", {**LLAMA, "use_qk_norm": True, "logit_scale": 0.25}),
+    "cohere2": (
+        "Cohere2",
+        {**LLAMA, "num_hidden_layers": 4, "sliding_window": 6, "sliding_window_pattern": 2, "logit_scale": 0.5},
+    ),
+    "granite": (
+        "Granite",
+        {
+            **LLAMA, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "smollm3": ("SmolLM3", {**LLAMA, "no_rope_layer_interval": 2}),
+    "mixtral": ("Mixtral", {**LLAMA, "num_local_experts": 6}),
+    "mixtral_window": ("Mixtral", {**LLAMA, "num_hidden_layers": 2, "num_local_experts": 3, "sliding_window": 6}),
+    "qwen2_moe": (
+        "Qwen2Moe", {**LLAMA, **MOE, "shared_expert_intermediate_size": 20, "mlp_only_layers": [0]}
+    ),
+    "qwen3_moe": ("Qwen3Moe", {**LLAMA, **MOE, "head_dim": 8, "norm_topk_prob": True, "decoder_sparse_step": 2}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **LLAMA, "num_hidden_layers": 2, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2,
+            "sliding_window": 6, "swiglu_limit": 2.0,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
+        },
+    ),
+}  # fmt: skip
+
+
+def class_names(name: str) -> tuple[str, str]:
+    """The classes of model and configuration in transformers."""
+    kind = CASES[name][0]
+    model = {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")
+    return model, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """The model of a case, in evaluation mode, float32, with weights at unit gain.
+
+    Matrices are normal over the square root of their fan-in, gains are spread about 1 (or 0 where 1 is added), biases
+    and sinks are far from 0: with default weights a wrong setting would hardly show.
+    """
+    import torch
+    import transformers
+
+    model_class, config_class = class_names(name)
+    torch.manual_seed(seed)
+    config = getattr(transformers, config_class)(**CASES[name][1])
+    # Falcon's eager path adds ALiBi twice, in the mask and to the scores (transformers 5.23); the default one does not.
+    config._attn_implementation = "sdpa" if getattr(config, "alibi", False) else "eager"
+    model = getattr(transformers, model_class)(config).float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    tied, seen = getattr(config, "tie_word_embeddings", False), set()
+    zero_centred = config_class.startswith("Gemma")
+    with torch.no_grad():
+        for path, p in sorted(model.named_parameters()):
+            if p.data_ptr() in seen:
+                continue
+            seen.add(p.data_ptr())
+            noise = torch.randn(p.shape, generator=generator)
+            leaf = path.rsplit(".", 1)[-1]
+            embedding = any(part in path for part in ("embed", "wte", "wpe")) and "norm" not in path
+            if "sinks" in leaf:
+                p.copy_(noise)
+            elif p.ndim == 1 or ("norm" in path and p.ndim == 2):  # Cohere's norms have a row per head
+                centre = 0.0 if "bias" in leaf or zero_centred else 1.0
+                p.copy_(centre + 0.2 * noise)
+            elif embedding and "embed_out" not in path:
+                p.copy_(
+                    noise * (1.5 * p.shape[-1] ** -0.5 if tied and "pos" not in path and "wpe" not in path else 1.0)
+                )
+            else:
+                fan_in = p.shape[-2] if model_class.startswith("GPT2") or p.ndim == 3 else p.shape[-1]
+                p.copy_(noise * (1.3 * fan_in**-0.5))
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    return model

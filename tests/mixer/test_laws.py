@@ -1,0 +1,172 @@
+"""Laws of every registered mixer, in a whole model, none of them named below the list."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm import dist, mixer
+from jaxlm.core.config import from_dict, make, to_dict
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.params import map_specs
+from jaxlm.core.types import Context
+from jaxlm.model import decoder
+from jaxlm.model.describe import parameter_count
+from jaxlm.model.spec import Block, Group, ModelSpec
+from tests.tiny import VOCABULARY, caller, close, draw_params, jit, params_of, stream, tokens_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One line of the list: a registered name, and arguments that are small and not the defaults."""
+
+    name: str
+    args: dict[str, Any]
+
+
+ROTARY = {"name": "rotary", "args": {"base": 50.0, "pairing": "interleaved"}}
+LATENT = {"heads": 4, "kv_rank": 6, "nope_dim": 5, "rope_dim": 4, "value_dim": 3, "position": ROTARY}
+
+CASES = [
+    Case("attention", {"heads": 4, "kv_heads": 2, "sinks": True, "qk_norm": "rms", "qk_norm_span": "heads"}),
+    Case("attention", {"heads": 4, "mask": {"name": "chunked", "args": {"size": 3}}, "qkv_bias": True}),
+    # Without a bias of the keys: it would add the same to all logits, and so have no gradient.
+    Case(
+        "attention",
+        {"heads": 4, "kv_heads": 1, "qk_norm": {"name": "layer", "args": {"bias": False}}, "qk_norm_span": "all"},
+    ),
+    Case("mla", LATENT),
+    Case("mla", {**LATENT, "q_rank": 7, "bias": True, "scale": 0.7, "mask": {"name": "window", "args": {"size": 4}}}),
+    Case("mla", {**LATENT, "position": {"name": "t5_bias", "args": {"buckets": 6}}}),
+]
+
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+LENGTH, WIDTH = 9, 16
+# A whole row, padding on the left, padding in mid-stream, packed.
+SEGMENTS = np.asarray([[1] * 9, [0] * 3 + [1] * 6, [1] * 4 + [0] * 2 + [1] * 3, [1] * 3 + [2] * 4 + [0, 3]], np.int32)
+REAL = SEGMENTS != 0
+TOKENS = tokens_of(*SEGMENTS.shape)
+OTHERS = (TOKENS + 1) % VOCABULARY
+
+
+def make_spec(case: Case, **more: Any) -> ModelSpec:
+    """One layer of the mixer and nothing else, so that a law compiles fast."""
+    method = make("mixer", {"name": case.name, "args": {**case.args, **more}})
+    return ModelSpec(vocab_size=VOCABULARY, width=WIDTH, layers=(Group((Block(mixer=method, ffn=None),)),))
+
+
+@functools.cache
+def _model(index: int):
+    spec = make_spec(CASES[index])
+    return spec, decoder.unstack(params_of(spec)), caller(spec)
+
+
+def model(case: Case):
+    return _model(CASES.index(case))
+
+
+def logits(case: Case, tokens=TOKENS, segment_ids=SEGMENTS) -> np.ndarray:
+    _, params, call = model(case)
+    out = np.asarray(call(params, tokens, segment_ids)[0])
+    assert np.isfinite(out).all()
+    return out
+
+
+def test_the_list_has_every_registered_mixer():
+    assert {case.name for case in CASES} >= set(mixer.METHODS)
+
+
+@every
+def test_builds_describes_and_counts(case):
+    spec, params, _ = model(case)
+    method = spec.layers[0].pattern[0].mixer
+    assert from_dict(type(method), to_dict(method)) == method
+    size = sum(array.size for array in jax.tree.leaves(params))
+    assert size == parameter_count(jaxlm.LanguageModel(spec))
+    assert f"parameters: {size:,}" in jaxlm.describe(jaxlm.LanguageModel(spec))
+    with pytest.raises(ConfigError, match="no_such_field") as caught:
+        make("mixer", {"name": case.name, "args": {"no_such_field": 1}})
+    assert "\n" not in str(caught.value)
+
+
+@every
+def test_full_pass_is_pieces_is_single_steps(case):
+    """On rows that are whole, padded left and in mid-stream, and packed, with both forms of the cache."""
+    spec, params, call = model(case)
+    full = logits(case)
+    for rotated in (True, False):
+        cache = {"name": "full", "args": {"rotated": rotated}}
+        for pieces in [(5, 1, 1, 2), (1,) * LENGTH, (LENGTH,)]:
+            close(stream(spec, call, params, TOKENS, pieces, SEGMENTS, cache=cache)[REAL], full[REAL])
+
+
+@every
+def test_the_future_and_other_documents_are_unseen(case):
+    before = logits(case)
+    after = logits(case, np.where(np.arange(LENGTH) < 5, TOKENS, OTHERS))
+    np.testing.assert_array_equal(after[:, :5], before[:, :5])
+    second = SEGMENTS == 2
+    after = logits(case, np.where(second, OTHERS, TOKENS))
+    np.testing.assert_array_equal(after[~second], before[~second])
+    assert np.abs(after[second] - before[second]).max() > 1e-2
+    after = logits(case, np.where(REAL, TOKENS, OTHERS))
+    np.testing.assert_array_equal(after[REAL], before[REAL])
+
+
+@every
+def test_gradients_equal_the_reference(case):
+    """Of every parameter, through rows that hold padding (whose queries see no key)."""
+
+    def gradients(implementation: str):
+        spec = make_spec(case, implementation=implementation)
+
+        def loss(params):
+            out = decoder.forward(spec, params, TOKENS, segment_ids=SEGMENTS)
+            return jnp.sum(jnp.sin(out.logits) * REAL[..., None])
+
+        return jit(jax.grad(loss))(model(case)[1])
+
+    fast, slow = gradients("xla"), gradients("reference")
+    close(fast, slow, 2e-5)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(slow))
+
+
+@every
+def test_eight_devices_give_what_one_gives(case):
+    """Output and gradients of the layer on data x tensor."""
+    spec, params, _ = model(case)
+    method = spec.layers[0].pattern[0].mixer
+    mesh = dist.make_mesh(dist.Mesh(data=2, fsdp=1, tensor=4))
+    specs = method.params(decoder.dims_of(spec))
+    p, x = draw_params(specs), np.random.default_rng(0).standard_normal((*SEGMENTS.shape, WIDTH)).astype(np.float32)
+    shared = params.get("position", {})
+
+    def run(mesh, p, x):
+        ctx = Context(positions=jnp.arange(LENGTH)[None], segment_ids=jnp.asarray(SEGMENTS), shared=shared)
+
+        def loss(p, x):
+            with dist.use_mesh(mesh):
+                y = method(p, dist.constrain(x, ("batch", None, None)), ctx)[0]
+            return (jnp.sin(y) * REAL[..., None]).sum(), y
+
+        return jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(p, x)
+
+    placed = map_specs(lambda _, s: dist.sharding(mesh, s.axes, s.shape), specs)
+    close(run(mesh, jax.device_put(p, placed), x), run(None, p, x))
+
+
+@every
+def test_a_cache_that_overflows_reads_nan(case):
+    spec, params, call = model(case)
+    state = jaxlm.init_state(jaxlm.LanguageModel(spec), len(TOKENS), LENGTH - 1)
+    out, state = call(params, TOKENS[:, :-1], None, None, state)
+    assert np.isfinite(out).all()
+    assert np.isnan(call(params, TOKENS[:, -1:], None, None, state)[0]).all()
