@@ -24,6 +24,7 @@ _NAMES = {
     "init_state": "jaxlm.model.language_model",
     "load_checkpoint": "jaxlm.train.load",
     "load_hf": "jaxlm.interop.load",
+    "replace": "jaxlm.model.language_model",
     "save_hf": "jaxlm.interop.save",
     "unembed": "jaxlm.model.language_model",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "init_state",
     "load_checkpoint",
     "load_hf",
+    "replace",
     "save_hf",
     "unembed",
 ]
@@ -84,6 +86,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.model.language_model import draw_positions as draw_positions
     from jaxlm.model.language_model import init as init
     from jaxlm.model.language_model import init_state as init_state
+    from jaxlm.model.language_model import replace as replace
     from jaxlm.model.language_model import unembed as unembed
     from jaxlm.model.spec import Block as Block
     from jaxlm.model.spec import Group as Group

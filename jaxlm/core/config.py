@@ -146,6 +146,14 @@ def replace_at(value: Any, path: str, new: Any) -> Any:
     return dataclasses.replace(spec, **{head: inner})
 
 
+def has(value: Any, path: str) -> bool:
+    """Whether a nested `Spec` has a field at a dotted ``path``."""
+    head, _, rest = path.partition(".")
+    if not dataclasses.is_dataclass(value) or head not in {field.name for field in dataclasses.fields(value)}:
+        return False
+    return not rest or has(getattr(value, head), rest)
+
+
 _ABSENT = "(absent)"
 
 

@@ -34,12 +34,13 @@ HARMLESS = frozenset(
 class Config(Mapping[str, Any]):
     """The settings of a checkpoint folder.
 
-    A key whose value is null counts as absent. Every method that reads a key raises `ConfigError` naming it if it is
-    absent without a default, or of another type.
+    A key whose value is null counts as absent, unless a look-up says what null means. Every method that reads a key
+    raises `ConfigError` naming it if it is absent without a default, or of another type.
     """
 
     def __init__(self, data: Mapping[str, Any]):
         self._data = {key: value for key, value in data.items() if value is not None}
+        self._nulls = {key for key, value in data.items() if value is None}
         self._read: set[str] = set()
 
     @classmethod
@@ -69,8 +70,13 @@ class Config(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._data
 
-    def look_up(self, names: str | tuple[str, ...], kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
-        """The value under the first of ``names`` that is there, of type ``kind`` (an int passes for a float)."""
+    def look_up(
+        self, names: str | tuple[str, ...], kind: type | tuple[type, ...], default: Any = REQUIRED, null: Any = REQUIRED
+    ) -> Any:
+        """The value under the first of ``names`` that is there, of type ``kind`` (an int passes for a float).
+
+        ``null`` is what an explicit null stands for; by default it stands for the default.
+        """
         names = (names,) if isinstance(names, str) else names
         kinds = kind if isinstance(kind, tuple) else (kind,)
         for name in names:
@@ -82,6 +88,8 @@ class Config(Mapping[str, Any]):
                     expected = " or ".join(k.__name__ for k in kinds)
                     raise ConfigError(f"config.json: {name} should be {expected}, got {shown(value)}")
                 return value
+        if null is not REQUIRED and self._nulls & set(names):
+            return null
         if default is REQUIRED:
             raise ConfigError(f"config.json has no {' or '.join(names)}, which this architecture needs")
         return default

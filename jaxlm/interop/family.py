@@ -79,6 +79,7 @@ class Key:
       kind: the JSON type.
       default: where the key is absent; a function of the `Config` for defaults that follow other keys.
       ours, theirs: the conversion, each way.
+      null: what null in config.json stands for; by default, for the default.
       also: other spellings that are read.
     """
 
@@ -87,6 +88,7 @@ class Key:
     default: Any = REQUIRED
     ours: Callable[[Any], Any] = lambda value: value
     theirs: Callable[[Any], Any] = lambda value: value
+    null: Any = REQUIRED
     also: tuple[str, ...] = ()
 
 
@@ -96,7 +98,7 @@ class Keys(dict[str, Key]):
     def read(self, c: Config, draft: Draft) -> None:
         for name, key in self.items():
             default = key.default(c) if callable(key.default) else key.default
-            value = c.look_up((name, *key.also), key.kind, default)
+            value = c.look_up((name, *key.also), key.kind, default, key.null)
             for path in (key.paths,) if isinstance(key.paths, str) else key.paths:
                 draft.set(path, key.ours(value))
 
@@ -108,7 +110,8 @@ class Keys(dict[str, Key]):
             head, _, rest = (key.paths if isinstance(key.paths, str) else key.paths[0]).partition(".")
             values = [_get(spec, rest)] if head == "model" else (_get(block, f"{head}.{rest}") for block in blocks)
             value = next((value for value in values if value is not None), None)  # dense layers lack what experts have
-            out[name] = None if value is None else key.theirs(value)
+            if value is not None:
+                out[name] = key.theirs(value)
         return out
 
 
@@ -194,7 +197,7 @@ class Family:
             for part in self.parts:
                 out |= part.write(spec, blocks)
             back = self.read(Config(out))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of another kind of model altogether
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:  # of another kind of model altogether
             reason = str(error) if isinstance(error, ConfigError) else "its parts are of other kinds"
             raise ConfigError(f"{self.model_type} cannot express this model: {reason}") from None
         if found := different(back, spec):
@@ -203,8 +206,7 @@ class Family:
                 f"{self.model_type} cannot express this model: {path} is {shown(ours)}, it would be {shown(theirs)}"
             )
         # null, or transformers takes ids of its own that may lie outside the vocabulary
-        tokens = dict.fromkeys(TOKENS)
-        return tokens | {key: value for key, value in out.items() if value is not None}
+        return dict.fromkeys(TOKENS) | out
 
     def names(self, spec: ModelSpec) -> Mapping[str, Layout]:
         """`tensors` for one model."""

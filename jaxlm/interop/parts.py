@@ -15,6 +15,7 @@ from jaxlm.interop.family import Draft, Key, Keys
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.norm.layer import LayerNorm
 from jaxlm.position.none import NoPosition
+from jaxlm.position.rotary import Rotary
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -43,7 +44,7 @@ def _hf_activation(name: str) -> str:
 
 def activation(default: Any, *also: str, paths: str | tuple[str, ...] = "ffn.activation") -> Key:
     """The key of the activation function."""
-    return Key(paths, str, default, _activation, _hf_activation, also)
+    return Key(paths, str, default, _activation, _hf_activation, also=also)
 
 
 def heads_of(c: Config) -> int:
@@ -88,7 +89,7 @@ def whole(value: float) -> int | float:
 
 def cap(path: str, default: Any = 0.0) -> Key:
     """A soft cap; null for none."""
-    return Key(path, float, default, theirs=lambda value: value or None)
+    return Key(path, float, default, theirs=lambda value: value or None, null=0.0)
 
 
 def parallel(form: str, default: bool) -> Key:
@@ -243,15 +244,24 @@ class NoPositions:
     key: str = ""
 
     def read(self, c: Config, draft: Draft) -> None:
-        if self.key and len(listed := c.sequence(self.key, default=draft.blocks)) != len(draft.blocks):
+        listed = (c.sequence(self.key, default=[]) if self.key else []) or draft.blocks
+        if len(listed) != len(draft.blocks):
             raise ConfigError(f"config.json: {self.key} has {len(listed)} entries for {len(draft.blocks)} layers")
         for i, block in enumerate(draft.blocks):
             if self.where(c, i, block):
                 draft.set("mixer.position", NoPosition(), i)
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        has = [int(not isinstance(block.mixer.position, NoPosition)) for block in blocks]
+        has = [int(isinstance(block.mixer.position, Rotary)) for block in blocks]
         return {self.key: has} if self.key else {}
+
+
+def without_positions(c: Config, layer: int) -> bool:
+    """Whether a layer has none: listed as 0, or every so many."""
+    listed = c.sequence("no_rope_layers", default=[])
+    if not listed:
+        return (layer + 1) % c.integer("no_rope_layer_interval", default=4) == 0
+    return layer < len(listed) and not listed[layer]
 
 
 class DenseLayers:
@@ -289,7 +299,7 @@ class Windows:
     counted: bool = True
 
     def read(self, c: Config, draft: Draft) -> None:
-        size = c.integer("sliding_window", default=self.size)
+        size = c.look_up("sliding_window", int, self.size, null=None)
         on = (not self.switch or c.flag(self.switch, default=False)) and bool(size)
         kinds = c.sequence("layer_types", default=None) if self.listed else None
         depth = len(draft.blocks)

@@ -13,6 +13,7 @@ from typing import Any
 from jaxlm.core.errors import ConfigError, shown
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft
+from jaxlm.mixer.mla import Mla
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.dynamic import Dynamic
@@ -216,7 +217,8 @@ class Rope:
                 given = {"rope_type": "default", "rope_theta": c.number(self.local, default=self.local_theta)}
             given.setdefault("partial_rotary_factor", self.fraction)
             given["rope_type"] = dict(self.aliases).get(given["rope_type"], given["rope_type"])
-            draft.set("mixer.position", read(c, head_dim=block.mixer.head_dim, pairing=self.pairing, given=given), i)
+            head_dim = block.mixer.rope_dim if isinstance(block.mixer, Mla) else block.mixer.head_dim
+            draft.set("mixer.position", read(c, head_dim=head_dim, pairing=self.pairing, given=given), i)
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         by_type: dict[str, dict[str, Any]] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -80,6 +82,42 @@ def init(model: LanguageModel, key: jax.Array, mesh: jax.sharding.Mesh | None = 
     specs = decoder.param_specs(model.spec)
     places = None if mesh is None else dist.param_shardings(mesh, specs)
     return compat.jit_once(functools.partial(parameters.initialize, specs), out_shardings=places)(key)
+
+
+def replace(model: LanguageModel, changes: Mapping[str, Any]) -> LanguageModel:
+    """The model with other parts, for the same parameters: methods that learn nothing may be swapped freely.
+
+        windowed = jaxlm.replace(model, {"mixer.mask": Window(1024)})
+
+    Args:
+      model: imported, trained, or new.
+      changes: ``"model.<field>"``, or the path of a field of every block that has it (``"mixer.position.base"``), to
+        its new value: for a slot, a name, a ``{"name", "args"}`` mapping or an object.
+
+    Raises:
+      ConfigError: a path that no block has, or a value that does not fit.
+    """
+    spec = model.spec
+    for path, value in changes.items():
+        head, _, field = path.partition(".")
+        if head == "model":
+            spec = config.replace_at(spec, field, value)
+            continue
+        found = [block for group in spec.layers for block in group.pattern if config.has(block, path)]
+        if not found:
+            config.replace_at(spec.layers[0].pattern[0], path, value)  # says what there is instead
+        layers = tuple(
+            dataclasses.replace(
+                group,
+                pattern=tuple(
+                    config.replace_at(block, path, value) if config.has(block, path) else block
+                    for block in group.pattern
+                ),
+            )
+            for group in spec.layers
+        )
+        spec = dataclasses.replace(spec, layers=layers)
+    return LanguageModel(spec, origin=model.origin)
 
 
 def init_state(model: LanguageModel, batch: int, max_length: int, cache: Any = "full") -> Any:

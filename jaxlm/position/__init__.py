@@ -8,4 +8,5 @@ METHODS = {
     "alibi": "alibi:Alibi",
     "t5_bias": "t5_bias:T5Bias",
     "randomized": "randomized:Randomized",
+    "temperature": "temperature:Temperature",
 }

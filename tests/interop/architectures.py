@@ -23,6 +23,11 @@ LLAMA = {
 }
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
 FALCON = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+DEEPSEEK = {
+    "num_key_value_heads": HEADS, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 5, "qk_nope_head_dim": 6,
+    "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1, "n_shared_experts": 2,
+}  # fmt: skip
 MOE = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
 
 
@@ -188,6 +193,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **rope("yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
         },
     ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **LLAMA, **DEEPSEEK, "q_lora_rank": 12,
+            **rope(
+                "yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.8
+            ),
+        },
+    ),
+    "deepseek_v3_plain": (
+        "DeepseekV3", {**LLAMA, **DEEPSEEK, "num_hidden_layers": 2, "q_lora_rank": None, "attention_bias": True}
+    ),
+    "llama4": (
+        "Llama4",
+        {
+            **LLAMA, "head_dim": 8, "intermediate_size_mlp": 28, "num_hidden_layers": 4, "num_local_experts": 4,
+            "interleave_moe_layer_step": 2, "attention_chunk_size": 6, "floor_scale": 4, "attn_scale": 0.5,
+            "no_rope_layer_interval": 2,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -195,7 +220,7 @@ def class_names(name: str) -> tuple[str, str]:
     """The classes of model and configuration in transformers."""
     kind = CASES[name][0]
     model = {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")
-    return model, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+    return model, {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}.get(kind, f"{kind}Config")
 
 
 def build(name: str, seed: int = 0) -> Any:

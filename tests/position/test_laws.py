@@ -87,6 +87,7 @@ CASES = [
     Case("t5_bias", {"buckets": 6, "max_distance": 9}, relative=True),
     Case("randomized", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "max_position": 40}, relative=True),
     Case("randomized", {"inner": {"name": "learned", "args": {"size": 40}}, "max_position": 40}, relative=False),
+    Case("temperature", {"inner": "rotary", "rate": 0.5, "step": 3}, relative=False),
     Case("two_views", {}, relative=False),
 ]
 

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import parts
-from jaxlm.interop.config import Config
 from jaxlm.interop.family import Family, Key, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
-
-
-def without_positions(c: Config, layer: int) -> bool:
-    """Whether a layer has none: listed as 0, or every so many."""
-    listed = c.sequence("no_rope_layers", default=None)
-    if listed is None:
-        return (layer + 1) % c.integer("no_rope_layer_interval", default=4) == 0
-    return not listed[layer]
-
 
 FAMILY = Family(
     model_type="smollm3",
@@ -32,8 +22,8 @@ FAMILY = Family(
                 "mlp_bias": Key("ffn.bias", bool, False),
             }
         ),
-        parts.Windows(lambda c, i: without_positions(c, i), switch="use_sliding_window", counted=False),
-        parts.NoPositions(lambda c, i, block: without_positions(c, i), key="no_rope_layers"),
+        parts.Windows(lambda c, i: parts.without_positions(c, i), switch="use_sliding_window", counted=False),
+        parts.NoPositions(lambda c, i, block: parts.without_positions(c, i), key="no_rope_layers"),
         Rope(theta=2_000_000.0),
     ),
     tensors=parts.tensors(),
