@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed; make test-all installs it"))
+
+
+UNREGISTERED = "family not registered yet"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Counts the golden checkpoints of families that are not registered, so that a skip is not overlooked."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    found = collections.Counter(reason.rsplit(": ", 1)[-1].rstrip("')") for reason in reasons if UNREGISTERED in reason)
+    if found:
+        names = ", ".join(f"{name} ({count} tests)" for name, count in sorted(found.items()))
+        terminalreporter.write_line(f"skipped, {UNREGISTERED}: {names}")
 
 
 @pytest.fixture(scope="session")

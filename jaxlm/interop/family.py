@@ -240,7 +240,9 @@ def _explicit(block: Block, width: int) -> Block:
 
 def _sized(ffn: Any, width: int) -> Any:
     """A feed-forward with its hidden width, and without what training alone looks at."""
-    fields = {field.name for field in dataclasses.fields(ffn)} if ffn is not None else set()
+    if ffn is None:
+        return None
+    fields = {field.name for field in dataclasses.fields(ffn)}
     if {"hidden", "expansion"} <= fields:
         hidden = next(iter(ffn.params(Dims(width)).values())).shape[1]
         return dataclasses.replace(ffn, hidden=hidden, expansion=type(ffn)().expansion)

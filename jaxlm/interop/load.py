@@ -34,7 +34,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.spec import ModelSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
-CHUNK = 32 << 20  # bytes of one parameter that are assembled on the host before they go to the devices
+CHUNK = 8 << 20  # bytes of one parameter that are assembled on the host before they go to the devices
 
 
 def load_hf(

@@ -208,7 +208,7 @@ class Rope:
     def read(self, c: Config, draft: Draft) -> None:
         c.integer("max_position_embeddings", default=0)  # rotations have no last position; scalings may ask for it
         c.integer("original_max_position_embeddings", default=0)
-        c.section("rope_parameters", "rope_scaling", default={})  # unused where no layer turns (Falcon with ALiBi)
+        settings(c, "full_attention", self.theta)  # unused where no layer turns (Falcon with ALiBi)
         for i, block in enumerate(draft.blocks):
             if not isinstance(block.mixer.position, Rotary):
                 continue

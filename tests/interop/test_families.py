@@ -229,3 +229,33 @@ def test_groups_are_the_shortest_repeating_pattern():
     assert shapes([a] * 5) == [(1, 5)]
     assert shapes([a, a, b] * 2 + [a]) == [(3, 2), (1, 1)]
     assert shapes([a, b, b, b]) == [(4, 1)]
+
+
+def in_version_4(settings: dict) -> dict:
+    """The same settings as transformers 4 spelled them."""
+    old = dict(settings)
+    old["torch_dtype"] = old.pop("dtype")
+    kind, rope = old["model_type"], old.pop("rope_parameters", None)
+    if rope is None:
+        return old
+    if "full_attention" in rope:
+        sliding, rope = rope["sliding_attention"], rope["full_attention"]
+        if kind == "gemma3_text":
+            old["rope_local_base_freq"] = sliding["rope_theta"]
+    rope = dict(rope)
+    base, share = ("rotary_emb_base", "rotary_pct") if kind == "gpt_neox" else ("rope_theta", "partial_rotary_factor")
+    old[base] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        old[share] = rope.pop("partial_rotary_factor")
+    rope["type"] = rope.pop("rope_type")
+    if rope["type"] != "default":
+        old["rope_scaling"] = rope
+    return old
+
+
+@every
+def test_the_spelling_of_transformers_4(name):
+    settings = json.loads((DATA / name / "config.json").read_text())
+    old = Config(in_version_4(settings))
+    assert not different(family(name).read(old), loaded(name)[0].spec)
+    assert not old.unread()

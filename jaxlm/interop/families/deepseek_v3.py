@@ -98,8 +98,8 @@ FAMILY = Family(
             {
                 "vocab_size": Key("model.vocab_size"),
                 "hidden_size": Key("model.width"),
+                "num_key_value_heads": Key("mixer.heads", default=parts.heads_of),  # as many as the next, which counts
                 "num_attention_heads": Key("mixer.heads"),
-                "num_key_value_heads": Key((), default=0),  # there are as many
                 "q_lora_rank": Key("mixer.q_rank", default=1536, theirs=lambda rank: rank or None, null=0),
                 "kv_lora_rank": Key("mixer.kv_rank", default=512),
                 "qk_nope_head_dim": Key("mixer.nope_dim", default=128),

@@ -1,0 +1,65 @@
+"""The table of families: what each is, and how far its logits are from those transformers recorded.
+
+    python -m tests.interop.report [folder]
+
+Writes table.txt and results.json into ``results/families`` (or the folder). Per family the largest difference over its
+recorded cases, all tokens and all logits; float32 against float32, logits of deviation about 1.5.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import jaxlm
+from experiments import provenance
+from jaxlm.core import registry
+from tests.conftest import ROOT
+from tests.interop.architectures import CASES
+from tests.interop.test_families import DATA, recorded
+from tests.tiny import jit
+
+FOLDER = ROOT / "results" / "families"
+
+
+def differences() -> dict[str, dict[str, float]]:
+    """The largest logit difference of every case, by family."""
+    out: dict[str, dict[str, float]] = {name: {} for name in registry.methods("family")}
+    for name in CASES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model, params = jaxlm.load_hf(DATA / name)
+        expected = recorded(name)
+        call = jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
+        logits = np.asarray(call(params, expected["input_ids"]))
+        kind = json.loads((DATA / name / "config.json").read_text())["model_type"]
+        out[kind][name] = float(np.abs(logits - expected["logits"]).max())
+        print(f"{name:<24} {out[kind][name]:.1e}", file=sys.stderr, flush=True)
+    return out
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'model_type':<16} {'cases':>5} {'largest logit difference':>25}  paper"]
+    for name, cases in sorted(found.items()):
+        lines.append(f"{name:<16} {len(cases):>5} {max(cases.values()):>25.1e}  {registry.get('family', name).paper}")
+    worst = max(value for cases in found.values() for value in cases.values())
+    count = sum(map(len, found.values()))
+    lines.append(f"{len(found)} families, {count} recorded models, largest difference {worst:.1e}")
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: Path) -> None:
+    found = differences()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.txt").write_text(table(found), encoding="utf-8")
+    record = {**provenance.collect(), "largest_logit_difference": found}
+    (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(found), end="")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
