@@ -1,59 +1,130 @@
-"""Sample text from a trained model.
+"""Continue texts with any checkpoint: a run of ours, or a Hugging Face folder.
 
     python -m experiments.generate --workdir=runs/lm --prompt='def ' --max_new_tokens=200 --temperature=0.8 --seed=0
+    python -m experiments.generate --checkpoint=models/llama --prompt='Once' --prompt='Twice' --top_p=0.9 --stop='. '
 
-Prints the prompt and what the model makes of it, up to the end of the document; each sample has noise of its own.
+Prints each prompt and what the model makes of it, up to the end of the document or the first of the stop strings. A
+single text is printed as it comes. Each sample of each prompt has noise of its own, whatever else is asked for.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 
-from jaxlm.core.config import make, require
+from experiments import checkpoints
+from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode.generate import generate
-from jaxlm.tokenize.base import BOS, EOS
-from jaxlm.train.load import load_checkpoint, open_checkpoints
+from jaxlm.decode.processors.suppress import Suppress
+from jaxlm.eval.completion import Completion
+from jaxlm.tokenize.base import Tokenizer
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/train_lm", "of the training run")
-PROMPT = flags.DEFINE_string("prompt", "", "the text to continue")
+WORKDIR = flags.DEFINE_string("workdir", "runs/train_lm", "checkpoint: of a training run, or a Hugging Face folder")
+flags.DEFINE_alias("checkpoint", "workdir")
+PROMPT = flags.DEFINE_multi_string("prompt", [""], "a text to continue; may be repeated")
+PROMPTS = flags.DEFINE_string("prompts", None, "file of further texts to continue, one a line")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "how much to add at most")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 for the likeliest token each time")
 SEED = flags.DEFINE_integer("seed", 0, "of the sampling noise")
-SAMPLES = flags.DEFINE_integer("samples", 1, "how many continuations", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 1, "continuations of each prompt", lower_bound=1, upper_bound=1 << 16)
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k likeliest tokens; 0 for all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample among the fewest tokens with this probability together")
-STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest good one by default")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "sample among tokens with at least this share of the likeliest one's chance")
+PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tokens that are there already")
+STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a text, left out; may be repeated")
+STREAM = flags.DEFINE_bool("stream", True, "print a single text as it comes")
+DTYPE = flags.DEFINE_string("dtype", None, "of weights and activations; the checkpoint's own by default")
+STEP = flags.DEFINE_integer("step", None, "checkpoint of a run; the newest good one by default")
 
 
-def sample() -> list[str]:
-    """What the flags ask for: one text for each sample, the prompt included."""
-    model, params = load_checkpoint(WORKDIR.value, step=STEP.value)
-    _, meta = open_checkpoints(WORKDIR.value, STEP.value)
-    data = meta["run"].get("data", {})
-    require("tokenizer" in data, f"{WORKDIR.value} is not a run on text: its configuration names no tokenizer")
-    tokenizer: Any = make("tokenizer", data["tokenizer"])
-    prompt = tokenizer.encode(PROMPT.value, bos=BOS in tokenizer.special_ids)
-    out = generate(
+def sample(show: Callable[[str], None] | None = None) -> list[str]:
+    """What the flags ask for: one text for each sample of each prompt, the prompt included.
+
+    ``show`` is called with the pieces of the text as they come, if there is only one.
+    """
+    folder = Path(WORKDIR.value)
+    prompts = _prompts()
+    model, params = checkpoints.load(folder, DTYPE.value, STEP.value)
+    tokenizer = checkpoints.tokenizer_of(folder, model, STEP.value)
+    beginnings = [tokenizer.encode(prompt, bos=tokenizer.adds_bos) for prompt in prompts]
+    for prompt, ids in zip(prompts, beginnings, strict=True):
+        require(len(ids), f"--prompt={prompt!r} is no token of this checkpoint; give a text to continue")
+    rows = [(i, n) for i in range(len(prompts)) for n in range(SAMPLES.value)]
+    completions = [Completion(tokenizer, beginnings[i], STOP.value) for i, _ in rows]
+    lengths = np.array([len(beginnings[i]) for i, _ in rows])
+    tokens = np.zeros((len(rows), lengths.max()), np.int32)
+    for row, (i, _) in zip(tokens, rows, strict=True):
+        row[: len(beginnings[i])] = beginnings[i]
+    alone = Printer(prompts[0], STOP.value, show) if show and len(rows) == 1 else None
+
+    def take(new: list[np.ndarray]) -> list[bool]:
+        ended = [completion.add(ids) for completion, ids in zip(completions, new, strict=True)]
+        if alone:
+            alone.update(completions[0].text, ended[0])
+        return ended
+
+    generate(
         model,
         params,
-        np.tile(prompt, (SAMPLES.value, 1)),
+        tokens,
         MAX_NEW_TOKENS.value,
         TEMPERATURE.value,
         jax.random.key(SEED.value),
-        stop=[tokenizer.special_ids[EOS]] if EOS in tokenizer.special_ids else [],
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
+        lengths,
+        tokenizer.stop_ids,
+        TOP_K.value,
+        TOP_P.value,
+        min_p=MIN_P.value,
+        repetition_penalty=PENALTY.value,
+        processors=_only_known(tokenizer, model.spec.vocab_size),
+        rows=[i * (1 << 16) + n for i, n in rows],
+        stream=take,
+        stream_every=1 if alone else 16,
     )
-    known = np.asarray(out) < tokenizer.vocab_size  # a model may have more ids than its tokenizer
-    texts = [tokenizer.decode_bytes(row[keep]) for row, keep in zip(np.asarray(out), known, strict=True)]
-    return [PROMPT.value + text.decode("utf-8", "replace") for text in texts]
+    if alone:
+        alone.update(completions[0].text, ended=True)
+    return [prompts[i] + completion.text for (i, _), completion in zip(rows, completions, strict=True)]
+
+
+class Printer:
+    """Shows a growing text, holding back what the next token may still change: half a character, half a stop string."""
+
+    def __init__(self, prompt: str, stop: Sequence[str], show: Callable[[str], None]):
+        self._stop, self._show, self._shown = stop, show, 0
+        show(prompt)
+
+    def update(self, text: str, ended: bool) -> None:
+        """The text so far; ``ended`` if it is all."""
+        if not ended:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            halves = [n for string in self._stop for n in range(1, len(string)) if text.endswith(string[:n])]
+            text = text[: len(text) - max(halves, default=0)]
+        self._show(text[self._shown :])
+        self._shown = max(self._shown, len(text))
+
+
+def _prompts() -> list[str]:
+    """The prompts of the flags. Raises `ConfigError` for a file that cannot be read."""
+    if PROMPTS.value is None:
+        return list(PROMPT.value)
+    try:
+        lines = Path(PROMPTS.value).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts={PROMPTS.value} cannot be read: {error}") from None
+    require(lines, f"--prompts={PROMPTS.value} is empty; expected a prompt a line")
+    return [*(PROMPT.value if flags.FLAGS["prompt"].present else []), *lines]
+
+
+def _only_known(tokenizer: Tokenizer, vocab_size: int) -> list[Suppress]:
+    """A model may have more ids than its tokenizer; they stand for nothing."""
+    unknown = np.arange(tokenizer.vocab_size, vocab_size, dtype=np.int32)
+    return [Suppress(unknown)] if unknown.size else []
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,7 +132,14 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     try:
         require(len(argv) == 1, f"unexpected argument {argv[1:2]}; everything is a flag, written --name=value")
-        print("\n---\n".join(sample()))
+        pieces: list[str] = []
+
+        def show(text: str) -> None:
+            pieces.append(text)
+            print(text, end="", flush=True)
+
+        texts = sample(show if STREAM.value else None)
+        print() if pieces else print("\n---\n".join(texts))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -150,7 +150,7 @@ def _start(config: RunConfig) -> Any:
         model.spec == config.model,
         f"start={config.start} holds another model; give this run the model of its config.json",
     )
-    return params
+    return jax.tree.map(lambda leaf: leaf.astype("float32"), params)  # an imported model may be stored rounded
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import tempfile  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
@@ -25,6 +26,7 @@ from experiments.race import table as race_table  # noqa: E402
 from jaxlm.core.errors import ConfigError  # noqa: E402
 from jaxlm.decode.generate import generate  # noqa: E402
 from jaxlm.ffn.glu import Glu  # noqa: E402
+from jaxlm.interop.save import save_hf  # noqa: E402
 from jaxlm.mixer.attention import Attention  # noqa: E402
 from jaxlm.model import language_model  # noqa: E402
 from jaxlm.model.spec import Block, Group, ModelSpec  # noqa: E402
@@ -51,18 +53,17 @@ class Ours:
 
 
 class Transformers:
-    """`model.generate` of transformers; `experiments.peers.hf_llama`."""
+    """`model.generate` of transformers on our export of the model."""
 
     name = "transformers"
 
-    def __init__(self, params: Any, prompt: np.ndarray):
-        import torch
+    def __init__(self, model: language_model.LanguageModel, params: Any, prompt: np.ndarray):
+        from experiments.peers import transformers_generate
 
-        from experiments.peers import hf_llama
-
-        torch.set_num_threads(1)
-        self._prompt, self._greedy = prompt, hf_llama.greedy
-        self._model = hf_llama.make(params, **SHAPE, length=PROMPT + NEW)
+        with tempfile.TemporaryDirectory() as folder:
+            save_hf(model, params, folder)
+            self._model = transformers_generate.load(folder, threads=1)
+        self._prompt, self._greedy = prompt, transformers_generate.greedy
 
     def run(self, steps: int) -> list[np.ndarray]:
         return [self._greedy(self._model, self._prompt, NEW) for _ in range(steps)]
@@ -86,7 +87,7 @@ def run(rounds: int, steps: int, threads: int) -> dict[str, Any]:
     for batch in BATCHES:
         prompt = np.random.default_rng(batch).integers(0, SHAPE["vocab"], (batch, PROMPT))
         contestants: list[Contestant] = [Ours(model, jax.device_put(params), prompt)]
-        contestants += [Transformers(params, prompt)] if len(peers) == 2 else []
+        contestants += [Transformers(model, params, prompt)] if len(peers) == 2 else []
         entries, texts = race(contestants, rounds, steps)
         for name, entry in entries.items():
             if not np.array_equal(texts[name][0], texts["jaxlm"][0]):

@@ -53,7 +53,7 @@ def completions(
     texts = [""] * len(rows)
     for start in range(0, len(rows), batch_size):
         batch = order[start : start + batch_size]
-        found = [_Completion(tokenizer, rows[i], until) for i in batch]
+        found = [Completion(tokenizer, rows[i], until) for i in batch]
         longest = len(rows[batch[0]])
         prompt = np.zeros((batch_size, bucket(longest, None if most is None else max(most, longest))), np.int32)
         for b, i in enumerate(batch):
@@ -68,7 +68,7 @@ def completions(
             prompt_lengths=np.array([len(rows[i]) for i in batch] + [1] * fill),
             stop=tokenizer.stop_ids,
             rows=np.array([*batch, *[0] * fill]),
-            stream=lambda new, found=found, fill=fill: [*map(_Completion.add, found, new), *[True] * fill],
+            stream=lambda new, found=found, fill=fill: [*map(Completion.add, found, new), *[True] * fill],
             stream_every=EVERY,
             **sampling,
         )
@@ -77,7 +77,7 @@ def completions(
     return texts
 
 
-class _Completion:
+class Completion:
     """The text of one row as its tokens come."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, until: Sequence[str]) -> None:

@@ -82,6 +82,7 @@ class Config(Mapping[str, Any]):
         for name in names:
             if name in self._data:
                 value = self[name]
+                self._read.update(other for other in names if self._data.get(other) == value)  # said twice
                 if float in kinds and isinstance(value, int) and not isinstance(value, bool):
                     value = float(value)
                 if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

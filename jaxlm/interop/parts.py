@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jaxlm.attention.mask import Causal, Chunked, Window
 from jaxlm.core.errors import ConfigError, shown, unknown
 from jaxlm.ffn.glu import Glu
@@ -88,7 +90,7 @@ def whole(value: float) -> int | float:
 
 
 def cap(path: str, default: Any = 0.0) -> Key:
-    """A soft cap; null for none."""
+    """A bound, soft or hard; null for none."""
     return Key(path, float, default, theirs=lambda value: value or None, null=0.0)
 
 
@@ -109,8 +111,15 @@ def keys(
     tie: bool = False,
     grouped: bool = True,
 ) -> Keys:
-    """The settings that families after Llama have in common; ``grouped`` ones may have fewer key/value heads."""
+    """The settings that families after Llama have in common.
+
+    Args:
+      eps: the key of the norms' epsilon; empty for none.
+      default_eps, head_dim, tie: where their keys are absent.
+      grouped: whether there may be fewer key/value heads than query heads.
+    """
     groups = {"num_key_value_heads": Key("mixer.kv_heads", default=heads_of)} if grouped else {}
+    epsilon = {eps: Key("norm.eps", float, default_eps)} if eps else {}
     return Keys(
         {
             "vocab_size": Key("model.vocab_size"),
@@ -120,7 +129,7 @@ def keys(
             "head_dim": Key("mixer.head_dim", default=head_dim),
             "intermediate_size": Key("ffn.hidden"),
             "hidden_act": activation("silu"),
-            eps: Key("norm.eps", float, default_eps),
+            **epsilon,
             "tie_word_embeddings": tied(tie),
         }
     )
@@ -161,9 +170,24 @@ def gated() -> dict[str, layout.Layout]:
     return layout.glu(LAYER + "mlp.gate_proj", LAYER + "mlp.up_proj", LAYER + "mlp.down_proj")
 
 
-def experts(gate: str, up: str, down: str, router: str) -> dict[str, layout.Layout]:
-    """A router and gated experts of three tensors each, whose names count them by ``{expert}``."""
-    return {"ffn/router/kernel": layout.transposed(f"{router}.weight"), **layout.glu(gate, up, down, "ffn/experts")}
+def fused_gated() -> dict[str, layout.Layout]:
+    """A gated unit whose gate and up part are one tensor, after one another."""
+    gate, up = (layout.Piece("D F", "F D", np.s_[..., i]) for i in (0, 1))
+    return {
+        "ffn/in": layout.piecewise(LAYER + "mlp.gate_up_proj.weight", gate, up),
+        "ffn/out": layout.transposed(LAYER + "mlp.down_proj.weight"),
+    }
+
+
+def experts(
+    at: str = LAYER + "mlp.", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> dict[str, layout.Layout]:
+    """A router and gated experts of three tensors each."""
+    one = at + "experts.{expert}."
+    return {
+        "ffn/router/kernel": layout.transposed(at + "gate.weight"),
+        **layout.glu(one + gate, one + up, one + down, "ffn/experts"),
+    }
 
 
 def pre_norms() -> dict[str, layout.Layout]:
@@ -196,9 +220,30 @@ def qk_norms(q: str = "q_norm", k: str = "k_norm") -> dict[str, layout.Layout]:
     }
 
 
+def joint_qk_norms() -> dict[str, layout.Layout]:
+    """Gains of queries and keys, over the channels of all heads together."""
+    return {
+        "mixer/q_norm/scale": layout.piecewise(LAYER + "self_attn.q_norm.weight", layout.Piece("G R K", "(G R K)")),
+        "mixer/k_norm/scale": layout.piecewise(LAYER + "self_attn.k_norm.weight", layout.Piece("G K", "(G K)")),
+    }
+
+
 def tensors() -> dict[str, layout.Layout]:
     """Llama's tensors."""
     return {**ends(), **pre_norms(), **projections(), **gated()}
+
+
+class RotaryDim:
+    """The number of channels that turn (GPT-J); the share of them is what a rotary encoding holds."""
+
+    def read(self, c: Config, draft: Draft) -> None:
+        draft.set("mixer.position.fraction", c.integer("rotary_dim", default=64) / head_dim_of(c))
+        for key in ("n_positions", "n_ctx"):
+            c.integer(key, default=2048)  # rotations have no last position
+
+    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
+        mixer = blocks[0].mixer
+        return {"rotary_dim": round(mixer.position.fraction * mixer.head_dim), "n_positions": 2048}
 
 
 class ScaledEmbedding:
@@ -218,13 +263,15 @@ class HeadNorms:
     Attributes:
       key: of config.json.
       bias: whether the norms have offsets.
+      default: where the key is absent.
     """
 
     key: str
     bias: bool = True
+    default: bool = False
 
     def read(self, c: Config, draft: Draft) -> None:
-        if c.flag(self.key, default=False):
+        if c.flag(self.key, default=self.default):
             draft.set("mixer.qk_norm", LayerNorm(eps=draft.blocks[0].norm.eps, bias=self.bias))
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Attention(Spec):
       qk_norm_span: ``"head"`` over each head, one gain [K] for all (Qwen 3); ``"heads"`` over each head, a gain each
         (Cohere, StableLM 2); ``"all"`` over the channels of all heads together (OLMo 2).
       qkv_bias, out_bias: learned offsets.
+      qkv_clip: if positive, queries, keys and values (normalised, not yet rotated) stay within plus and minus this
+        (MPT, OLMo).
       sinks: whether each head has a learned sink logit.
       implementation: a back end of `jaxlm.ops.attention`, or ``"auto"``.
     """
@@ -71,6 +73,7 @@ class Attention(Spec):
     qk_norm_span: str = "head"
     qkv_bias: bool = False
     out_bias: bool = False
+    qkv_clip: float = 0.0
     sinks: bool = False
     implementation: str = "auto"
 
@@ -85,7 +88,9 @@ class Attention(Spec):
             f"Attention.kv_heads: expected a divisor of heads {self.heads}, got {self.kv_heads}",
         )
         require(not hasattr(self.scale, "aval"), "Attention.scale must be one number for all layers")
-        require(self.soft_cap >= 0, f"Attention.soft_cap: expected a number >= 0, got {self.soft_cap}")
+        for name in ("soft_cap", "qkv_clip"):
+            value = getattr(self, name)
+            require(value >= 0, f"Attention.{name}: expected a number >= 0, got {value}")
         choose("Attention.qk_norm_span", self.qk_norm_span, ("head", "heads", "all"))
         choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
@@ -190,6 +195,8 @@ class Attention(Spec):
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         if self.qk_norm is not None:
             q, k = self._normalised(p["q_norm"], q), self._normalised(p["k_norm"], k)
+        if self.qkv_clip:
+            q, k, v = (jnp.clip(x, -self.qkv_clip, self.qkv_clip) for x in (q, k, v))
         return q.reshape(*q.shape[:2], self.heads, q.shape[-1]), k, v
 
     def _normalised(self, p: Params, x: jax.Array) -> jax.Array:

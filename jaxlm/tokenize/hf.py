@@ -46,7 +46,7 @@ class HfTokenizer(Tokenizer):
     makes a special token, and `encode` adds none unless asked to; `adds_bos` says whether the model expects one.
 
     Attributes:
-      path: a folder with a ``tokenizer.json``, such a file, or one that `save` wrote.
+      path: a folder with a ``tokenizer.json``, such a file, or one that `save` wrote. Without one it cannot be used.
     """
 
     name: ClassVar[str] = "hf"
@@ -55,8 +55,8 @@ class HfTokenizer(Tokenizer):
     path: str = ""
 
     def check(self) -> None:
-        require(self.path, f"HfTokenizer.path: name a folder with a {FILE}")
-        _ = self._library, self._roles  # what is wrong with the files is said now
+        if self.path:  # what is wrong with the files is said now
+            _ = self._library, self._roles
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
@@ -168,6 +168,7 @@ class HfTokenizer(Tokenizer):
 
     @functools.cached_property
     def _files(self) -> dict[str, Any]:
+        require(self.path, f"HfTokenizer.path: name a folder with a {FILE}")
         path = Path(self.path)
         if path.is_dir():
             _require_file(path)

@@ -158,11 +158,18 @@ class Checkpointer:
 
         Raises `ConfigError` if there is none.
         """
+        return self._record(step)["meta"]
+
+    def read_arrays(self, step: int | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The dtype and shape of every array by path, of the step that `read_meta` would read."""
+        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._record(step)["arrays"].items()}
+
+    def _record(self, step: int | None) -> dict[str, Any]:
         self.wait()
         chosen = self._choose(step, hashes=False, set_aside=False)
         if chosen is None:
             raise self._nothing()
-        return integrity.read_manifest(self._path(chosen))["meta"]
+        return integrity.read_manifest(self._path(chosen))
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first. Their files are verified only when they are restored."""

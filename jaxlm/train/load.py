@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint: the configuration is inside, so the folder is all it takes."""
+"""A model from a checkpoint, and into one: the configuration is inside, so the folder is all it takes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxlm.core.config import from_dict, require
+import jax
+
+from jaxlm.core.config import from_dict, require, to_dict
+from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Params
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.spec import ModelSpec
+from jaxlm.train import leaves
 from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.config import MIGRATIONS, VERSION, TrainConfig
 from jaxlm.train.resume import check_version
 from jaxlm.train.step import Trainer
 
 CHECKPOINTS = "checkpoints"
+ORIGIN = "origin"  # of an imported model: a copy of its folder without the weights, under the folder's name
 
 
 def load_checkpoint(
     folder: str | os.PathLike[str], *, step: int | None = None, averaged: bool = True
 ) -> tuple[LanguageModel, Params]:
-    """The model of a run and its parameters, float32, on the first device; adapters are merged.
+    """The model of a run and its parameters, on the first device; adapters are merged.
+
+    Parameters have the dtype they were saved in: float32, unless they were imported as something else.
 
     Args:
       folder: the workdir of a run, or its folder of checkpoints.
@@ -33,11 +40,13 @@ def load_checkpoint(
       ConfigError: in one line, if there is no good checkpoint, or one of a version that cannot be read.
     """
     checkpoints, meta = open_checkpoints(folder, step)
-    model = LanguageModel(from_dict(ModelSpec, meta["model"]))
+    origin = next((str(path.resolve()) for path in Path(folder).glob(f"{ORIGIN}/*/")), "")
+    model = LanguageModel(from_dict(ModelSpec, meta["model"]), origin=origin)
     config = from_dict(TrainConfig, meta["train"])
     trainer = Trainer(Decoder(model.spec), None, config.optimizer, config.steps, lora=config.lora)
     state = trainer.template()
-    state = state._replace(params=checkpoints.restore_params(state.params, step))
+    template = _as_saved({"params": state.params}, checkpoints.read_arrays(step))
+    state = state._replace(params=checkpoints.restore_part(template, step)["params"])
     if not (averaged and config.optimizer.ema_decay):
         return model, trainer.model_params(state.params)
     ema = checkpoints.restore_params({"ema": state.optimizer.ema}, step, subtree="optimizer")["ema"]
@@ -54,3 +63,24 @@ def open_checkpoints(folder: str | os.PathLike[str], step: int | None = None) ->
     checkpoints = Checkpointer(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
     require(checkpoints.steps(), f"{path} holds no checkpoint; expected the --workdir of a run that saved one")
     return checkpoints, check_version(checkpoints.read_meta(step), VERSION, MIGRATIONS)
+
+
+def save_checkpoint(model: LanguageModel, params: Params, folder: str | os.PathLike[str]) -> None:
+    """Writes a model as a checkpoint of no run, which `load_checkpoint` reads; ``params`` stacked.
+
+    For the parameters of an imported model: a training run saves more (`jaxlm.train.loop`), and can be continued.
+    Raises `ConfigError` if it cannot be written.
+    """
+    meta = {"config_version": VERSION, "model": to_dict(model.spec), "train": to_dict(TrainConfig()), "run": {}}
+    with Checkpointer(Path(folder) / CHECKPOINTS, asynchronous=False) as checkpoints:
+        if not checkpoints.save(0, {"params": params}, meta):
+            raise ConfigError(f"{folder}: the checkpoint cannot be written")
+
+
+def _as_saved(template: Any, saved: dict[str, tuple[str, tuple[int, ...]]]) -> Any:
+    """The template with the dtypes that were saved."""
+    wanted = [
+        jax.ShapeDtypeStruct(leaf.shape, saved[name][0] if name in saved else leaf.dtype, sharding=leaf.sharding)
+        for name, leaf in leaves.flatten(template).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 import jaxlm
 from jaxlm.core.errors import ConfigError
+from jaxlm.decode import loop
+from jaxlm.decode.processor import Processor
 from tests.tiny import params_of
 
 VOCAB, NEW = 23, 6
@@ -91,6 +95,133 @@ def test_all_rows_stopped_at_once_fill_the_rest():
     np.testing.assert_array_equal(got, np.repeat(free, NEW, axis=1))
 
 
+def test_padding_on_the_left_is_padding_on_the_right():
+    model, params = build("learned", scale=2.0)
+    left = np.stack([np.roll(row, len(row) - n) for row, n in zip(PROMPT, LENGTHS, strict=True)])
+    options = {"key": jax.random.key(0), "prompt_lengths": LENGTHS, "repetition_penalty": 1.5}
+    got = jaxlm.generate(model, params, left, NEW, 0.7, padding="left", **options)
+    np.testing.assert_array_equal(got, jaxlm.generate(model, params, PROMPT, NEW, 0.7, **options))
+
+
+@pytest.mark.parametrize("position", ["rotary", "randomized"])
+def test_a_text_goes_with_its_row_id(position):
+    """Rows in another order, among others, with limits of their own: each draws what its id says."""
+    model, params = build(position, scale=2.0)
+    key = jax.random.key(3)
+    together = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, 0.7, key, LENGTHS))
+    order = np.array([2, 0, 1])
+    moved = jaxlm.generate(model, params, PROMPT[order], NEW, 0.7, key, LENGTHS[order], rows=order)
+    np.testing.assert_array_equal(moved, together[order])
+    alone = jaxlm.generate(model, params, PROMPT[2:, :5], NEW, 0.7, key, rows=[2])
+    np.testing.assert_array_equal(alone, together[2:])
+
+
+def test_limits_of_rows():
+    model, params = build({"name": "learned", "args": {"size": 12}})
+    limits = np.array([2, 6, 4])
+    free = np.stack([jaxlm.generate(model, params, PROMPT[i : i + 1, :n], 6)[0] for i, n in enumerate(LENGTHS)])
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, limits, prompt_lengths=LENGTHS))
+    expected = [[*row[:n], *[row[n - 1]] * (6 - n)] for row, n in zip(free, limits, strict=True)]
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_a_stream_is_the_text_in_pieces(every):
+    model, params = build(scale=2.0)
+    arguments = (model, params, PROMPT, NEW, 0.7, jax.random.key(1), LENGTHS)
+    free = np.asarray(jaxlm.generate(*arguments))
+    stop = (int(free[0, 1]),)
+    calls = []
+    got = np.asarray(jaxlm.generate(*arguments, stop=stop, stream=calls.append, stream_every=every))
+    np.testing.assert_array_equal(got, jaxlm.generate(*arguments, stop=stop))
+    texts = []
+    for row, text in zip(zip(*calls, strict=True), free, strict=True):
+        ends = np.flatnonzero(np.isin(text, stop))
+        texts.append(text[: ends[0] + 1 if ends.size else NEW])
+        np.testing.assert_array_equal(np.concatenate(row), texts[-1])
+    longest = max(map(len, texts))
+    assert [max(map(len, call)) for call in calls][:2] == [1, min(every, longest - 1)]
+
+
+def test_a_stream_may_end_rows_and_fail():
+    model, params = build(scale=2.0)
+    free = np.asarray(jaxlm.generate(model, params, PROMPT, NEW))
+    calls = []
+
+    def second_row_ends(new):
+        calls.append(new)
+        return np.array([False, len(calls) == 3, False])
+
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, stream=second_row_ends))
+    np.testing.assert_array_equal(got[[0, 2]], free[[0, 2]])
+    np.testing.assert_array_equal(got[1], [*free[1, :3], *[free[1, 2]] * (NEW - 3)])
+    assert [len(new[1]) for new in calls] == [1, 1, 1, 0, 0, 0]
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, stream=lambda new: True))
+    np.testing.assert_array_equal(got, np.repeat(free[:, :1], NEW, 1))
+
+    def fails(new):
+        raise KeyboardInterrupt("enough")
+
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        jaxlm.generate(model, params, PROMPT, NEW, stream=fails)
+    with pytest.raises(ConfigError, match="stream: expected the callback to return"):
+        jaxlm.generate(model, params, PROMPT, NEW, stream=lambda new: "stop")
+
+
+def test_other_numbers_compile_nothing():
+    model, params = build(scale=2.0)
+
+    def call(temperature, top_p, min_p, penalty, seed):
+        options = {"top_p": top_p, "min_p": min_p, "repetition_penalty": penalty, "stop": (seed,)}
+        jaxlm.generate(model, params, PROMPT, NEW, temperature, jax.random.key(seed), top_k=7, **options)
+
+    call(0.5, 0.9, 0.01, 1.1, 0)
+    before = loop.start._cache_size(), loop.proceed._cache_size()
+    call(1, 0.5, 0.02, 2, 1)
+    call(np.float32(0.7), 0.6, np.float64(0.1), 0.9, 2)
+    assert (loop.start._cache_size(), loop.proceed._cache_size()) == before
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Alternate(Processor):
+    """A toy grammar: even and odd tokens in turns, its state the parity that comes next."""
+
+    def init(self, prompt_BL, real_BL, vocab_size):
+        return jnp.zeros(prompt_BL.shape[0], jnp.int32)
+
+    def __call__(self, logits_BV, token_B, step, state):
+        state = state if token_B is None else (token_B + 1) % 2
+        return jnp.where(jnp.arange(VOCAB) % 2 == state[:, None], logits_BV, -jnp.inf), state
+
+
+def test_processors_of_the_caller():
+    model, params = build(scale=2.0)
+    for temperature in (0.0, 1.0):
+        got = jaxlm.generate(
+            model, params, PROMPT, NEW, temperature, jax.random.key(0),
+            processors=[Alternate(), {"name": "suppress", "args": {"tokens": (0, 1)}}],
+        )  # fmt: skip
+        assert (np.asarray(got) % 2 == np.arange(NEW) % 2).all() and (np.asarray(got) > 1).all()
+
+
+def test_a_penalty_of_repetition_is_over_prompt_and_text():
+    """A huge penalty leaves nothing but new tokens; padding, which is token 0 inside, is not among the old ones."""
+    model, params = build(scale=1.0)
+    lengths = np.array([7, 2, 5])
+    got = np.asarray(jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=lengths, repetition_penalty=1e9))
+    for row, (text, n) in enumerate(zip(got, lengths, strict=True)):
+        assert len({*text, *PROMPT[row, :n]}) == NEW + len({*PROMPT[row, :n]})
+    alone = jaxlm.generate(model, params, PROMPT[1:2, :2], NEW, repetition_penalty=1e9)
+    np.testing.assert_array_equal(alone[0], got[1])
+
+
+def test_another_cache():
+    model, params = build()
+    got = jaxlm.generate(model, params, PROMPT, NEW, cache={"name": "full", "args": {"rotated": False}})
+    np.testing.assert_array_equal(got, jaxlm.generate(model, params, PROMPT, NEW))
+
+
 def test_samples_follow_the_softmax():
     model, params = build(scale=1.0)
     rows = 4000
@@ -134,6 +265,16 @@ def test_padding_beyond_the_table_is_no_obstacle():
         ({"top_k": 24}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"stop": (23,)}, "stop"),
+        ({"stop": 3}, "stop: expected a sequence"),
+        ({"max_new_tokens": [1, 2]}, "max_new_tokens: expected 3 integers"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens: expected 3 integers"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"padding": "top"}, "unknown padding 'top'"),
+        ({"rows": [0, -1, 2]}, "rows"),
+        ({"cache": "fool"}, "cache: unknown cache 'fool'"),
+        ({"stream_every": 0}, "stream_every"),
+        ({"processors": ["nope"]}, "unknown processor"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):

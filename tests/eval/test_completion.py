@@ -66,8 +66,8 @@ def test_stop_strings(free, monkeypatch):
 def test_rows_end_the_loop_early(free, monkeypatch):
     looks = []
     monkeypatch.setattr(completion, "EVERY", 1)
-    add = completion._Completion.add
-    monkeypatch.setattr(completion._Completion, "add", lambda self, new: looks.append(len(new)) or add(self, new))
+    add = completion.Completion.add
+    monkeypatch.setattr(completion.Completion, "add", lambda self, new: looks.append(len(new)) or add(self, new))
     complete(*{text[0] for text in free}, batch_size=5)
     assert sum(looks) <= 2 * len(PROMPTS)
 

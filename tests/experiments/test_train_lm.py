@@ -94,7 +94,7 @@ def test_another_corpus_is_another_run(corpus, finished, tmp_path):
 
 def test_sampling_from_the_result(finished, monkeypatch):
     def sampled(**values):
-        for name, value in {"workdir": str(finished), "prompt": "def é", "max_new_tokens": 12, **values}.items():
+        for name, value in {"workdir": str(finished), "prompt": ["def é"], "max_new_tokens": 12, **values}.items():
             monkeypatch.setattr(flags.FLAGS[name], "value", value)
         return sampler.sample()
 

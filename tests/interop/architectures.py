@@ -21,6 +21,7 @@ LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+PERSIMMON = {**{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}, "num_attention_heads": 3}
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
 FALCON = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 DEEPSEEK = {
@@ -205,6 +206,52 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3_plain": (
         "DeepseekV3", {**LLAMA, **DEEPSEEK, "num_hidden_layers": 2, "q_lora_rank": None, "attention_bias": True}
     ),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "window_size": 6,
+            "max_position_embeddings": 64, "attention_types": [[["global", "local"], 1], [["local"], 1]],
+        },
+    ),
+    "olmo": ("Olmo", {**LLAMA, "clip_qkv": 0.7, "attention_bias": True}),
+    "olmoe": ("Olmoe", {**LLAMA, "num_hidden_layers": 2, "num_experts": 5, "num_experts_per_tok": 3, "clip_qkv": 0.9}),
+    "granitemoe": (
+        "GraniteMoe",
+        {
+            **LLAMA, "num_hidden_layers": 2, "num_local_experts": 5, "num_experts_per_tok": 3, "logits_scaling": 2.0,
+            "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2,
+        },
+    ),
+    "glm": ("Glm", {**LLAMA, "head_dim": 8}),
+    "glm4": ("Glm4", {**LLAMA, "head_dim": 8, "attention_bias": False, **rope(partial_rotary_factor=0.75)}),
+    "helium": ("Helium", {**LLAMA, "head_dim": 6, "attention_bias": True, "mlp_bias": True}),
+    "arcee": ("Arcee", {**LLAMA, "mlp_bias": True}),
+    "seed_oss": ("SeedOss", {**LLAMA, "head_dim": 8, "attention_out_bias": True}),
+    "ernie4_5": ("Ernie4_5", {**LLAMA, "head_dim": 8, "use_bias": True}),
+    "nemotron": ("Nemotron", {**LLAMA, "head_dim": 8, "mlp_bias": True}),
+    "exaone4": ("Exaone4", {**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 6}),
+    "exaone4_full": (
+        "Exaone4",
+        {**LLAMA, "num_hidden_layers": 2, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+    ),
+    "ministral": ("Ministral", {**LLAMA, "head_dim": 6, "sliding_window": 6}),
+    "ministral_mixed": (
+        "Ministral",
+        {
+            **LLAMA, "num_hidden_layers": 2, "head_dim": 8, "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "codegen": ("CodeGen", {**GPT2, "n_head": 8, "n_embd": 32, "rotary_dim": 2, "n_layer": 2}),
+    "persimmon": ("Persimmon", PERSIMMON),
+    "persimmon_plain": ("Persimmon", {**PERSIMMON, "num_hidden_layers": 2, "qk_layernorm": False}),
+    "mpt_clip": (
+        "Mpt",
+        {
+            "vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": 2, "n_heads": HEADS,
+            "attn_config": {"clip_qkv": 0.7},
+        },
+    ),
     "llama4": (
         "Llama4",
         {
@@ -240,7 +287,7 @@ def build(name: str, seed: int = 0) -> Any:
     model = getattr(transformers, model_class)(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     tied, seen = getattr(config, "tie_word_embeddings", False), set()
-    zero_centred = config_class.startswith("Gemma")
+    zero_centred = config_class.startswith(("Gemma", "Nemotron"))
     with torch.no_grad():
         for path, p in sorted(model.named_parameters()):
             if p.data_ptr() in seen:

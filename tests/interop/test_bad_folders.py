@@ -79,7 +79,7 @@ BAD: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("unsupported", "gemma2", settings(use_bidirectional_attention=True), "use_bidirectional_attention = True is not"),
     ("layer type", "gemma2", settings(layer_types=["linear_attention"] * 3), "layer_types.0. = 'linear_attention'"),
     ("layer count", "gemma2", settings(layer_types=["full_attention"]), "layer_types has 1 entries for 3 layers"),
-    ("nested", "mpt", settings(attn_config={"clip_qkv": 6.0}), "clip_qkv = 6.0 is not supported"),
+    ("nested", "mpt", settings(attn_config={"qk_ln": True}), "qk_ln = True is not supported"),
     ("falcon", "falcon_new", settings(parallel_attn=False), "new_decoder_architecture needs parallel_attn"),
     ("no weights", "llama", lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     ("truncated", "llama", lambda f: (f / "model.safetensors").write_bytes(b"\1" * 40), "truncated or not safetensors"),

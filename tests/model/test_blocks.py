@@ -52,6 +52,8 @@ def test_norms():
         ("rms", {"offset": 1.0, "eps": 0.1}, lambda p: rms(x, 1 + p["scale"], 0.1)),
         ("layer", {}, lambda p: layer(x, p["scale"], p["bias"])),
         ("layer", {"bias": False, "eps": 0.1}, lambda p: layer(x, p["scale"], eps=0.1)),
+        ("layer", {"offset": 1.0}, lambda p: layer(x, 1 + p["scale"], p["bias"])),
+        ("layer", {"gain": False, "bias": False}, lambda p: layer(x, 1.0)),
     ]:
         method = registry.get("norm", name)(**args)
         p = draw_params(method.params(16))

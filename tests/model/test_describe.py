@@ -83,7 +83,7 @@ BAD = [
     (lambda: attention(position={"name": "alibi", "args": {"rounding": "float16"}}), ["Alibi.rounding", "bfloat16"]),
     (lambda: attention(position={"name": "learned", "args": {"offset": -1}}), ["Learned.offset", "-1"]),
     (lambda: attention(implementation="cudnn"), ["implementation", "'cudnn'", "reference"]),
-    (lambda: attention(position={"name": "rotary", "args": {"fraction": 0.8}}), ["0.8", "head width 4", "even"]),
+    (lambda: attention(head_dim=5, position="rotary"), ["1.0", "head width 5", "even"]),
     (lambda: attention(position={"name": "rotary", "args": {"pairing": "halves"}}), ["did you mean 'half'"]),
     (lambda: attention(mask="casual"), ["did you mean 'causal'"]),
     (lambda: tiny({**ODD, "position": "sinusoidal"}, width=15), ["even", "15"]),

@@ -64,6 +64,8 @@ def oracle(mixer: Attention, p, rotate=lambda x, pos: x, bias=lambda h, i, j: 0.
     if mixer.qk_norm is not None:
         queries = normalized(queries, p["q_norm"]["scale"], mixer.qk_norm_span)
         keys = normalized(keys, p["k_norm"]["scale"], mixer.qk_norm_span)
+    if mixer.qkv_clip:
+        queries, keys, values = (np.clip(part, -mixer.qkv_clip, mixer.qkv_clip) for part in (queries, keys, values))
     out = np.zeros((BATCH, LENGTH, heads, width))
     for b, h, i in np.ndindex(BATCH, heads, LENGTH):
         g, r = divmod(h, repeats)
@@ -147,6 +149,7 @@ def test_t5_bias():
         {"qk_norm": "rms", "kv_heads": 2},
         {"qk_norm": "rms", "kv_heads": 2, "qk_norm_span": "heads"},
         {"qk_norm": "rms", "kv_heads": 2, "qk_norm_span": "all"},
+        {"qkv_clip": 0.3, "qk_norm": "rms", "qkv_bias": True},
         {"sinks": True, "kv_heads": 2},
         {"qkv_bias": True, "out_bias": True, "kv_heads": 1},
     ],

@@ -32,7 +32,8 @@ class Repetition(Processor):
 
     def check(self, vocab_size: int) -> None:
         require(
-            0 < self.penalty < math.inf, f"repetition_penalty: expected a positive number (1 is off), got {self.penalty}"
+            0 < self.penalty < math.inf,
+            f"repetition_penalty: expected a positive number (1 is off), got {self.penalty}",
         )
 
     def init(self, prompt_BL: jax.Array, real_BL: jax.Array, vocab_size: int) -> jax.Array:

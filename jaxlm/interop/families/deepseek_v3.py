@@ -18,7 +18,6 @@ from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.yarn import Yarn, magnitude
 
 A = parts.LAYER + "self_attn."
-E = parts.LAYER + "mlp.experts.{expert}."
 S = parts.LAYER + "mlp.shared_experts."
 
 
@@ -75,7 +74,7 @@ def tensors(spec: ModelSpec) -> dict[str, layout.Layout]:
         "mixer/kv_up": piecewise(A + "kv_b_proj.weight", Piece("C H K", "(H K) C")),
         "mixer/out": piecewise(A + "o_proj.weight", Piece("H K D", "D (H K)")),
         "mixer/out_bias": plain(A + "o_proj.bias"),
-        **parts.experts(E + "gate_proj", E + "up_proj", E + "down_proj", parts.LAYER + "mlp.gate"),
+        **parts.experts(),
         "ffn/router/correction": plain(parts.LAYER + "mlp.gate.e_score_correction_bias"),
         **layout.glu(S + "gate_proj", S + "up_proj", S + "down_proj", "ffn/shared"),
     }

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.interop import layout, parts
-from jaxlm.interop.config import Config
-from jaxlm.interop.family import Draft, Family, Keys
+from jaxlm.interop.family import Family, Keys
 from jaxlm.mixer.attention import Attention
-from jaxlm.model.spec import Block, ModelSpec
+from jaxlm.model.spec import Block
 from jaxlm.norm.layer import LayerNorm
 from jaxlm.position.rotary import Rotary
 
 H = "transformer.h.{layer}."
 GPT2_ONLY = ("n_positions", "scale_attn_weights")
-
-
-class RotaryDim:
-    """The number of channels that turn; the share of them is what a rotary encoding holds."""
-
-    def read(self, c: Config, draft: Draft) -> None:
-        draft.set("mixer.position.fraction", c.integer("rotary_dim", default=64) / parts.head_dim_of(c))
-        c.integer("n_positions", default=2048)  # rotations have no last one
-
-    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        mixer = blocks[0].mixer
-        return {"rotary_dim": round(mixer.position.fraction * mixer.head_dim), "n_positions": 2048}
 
 
 FAMILY = Family(
@@ -42,7 +27,7 @@ FAMILY = Family(
     model={"head_bias": True},
     parts=(
         Keys({name: key for name, key in parts.gpt2_keys("gelu_new", tie=False).items() if name not in GPT2_ONLY}),
-        RotaryDim(),
+        parts.RotaryDim(),
     ),
     depth=("n_layer", "num_hidden_layers"),
     prefix="transformer.",

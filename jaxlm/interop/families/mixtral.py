@@ -11,9 +11,6 @@ from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
 
-M = parts.LAYER + "block_sparse_moe."
-E = M + "experts.{expert}."
-
 FAMILY = Family(
     model_type="mixtral",
     architectures=("MixtralForCausalLM",),
@@ -32,5 +29,5 @@ FAMILY = Family(
         parts.Windows(listed=False),
         Rope(theta=1_000_000.0),
     ),
-    tensors={**parts.tensors(), **parts.experts(E + "w1", E + "w3", E + "w2", M + "gate")},
+    tensors={**parts.tensors(), **parts.experts(parts.LAYER + "block_sparse_moe.", "w1", "w3", "w2")},
 )

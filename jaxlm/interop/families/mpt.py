@@ -16,7 +16,6 @@ B = "transformer.blocks.{layer}."
 LIMITS = (
     Only("alibi", (True,), "positions are ALiBi's"),
     Only("attn_type", ("multihead_attention",), "each query head has its key and value"),
-    Only("clip_qkv", (None,), "nothing is clipped"),
     Only("qk_ln", (False,), "queries and keys are not normalised"),
     Only("prefix_lm", (False,), "the model is causal"),
 )
@@ -35,6 +34,7 @@ class AttentionConfig:
             limit.read(own, draft)
         draft.set("mixer.position.max", own.number("alibi_bias_max", default=8.0))
         draft.set("mixer.scale", own.number("softmax_scale", default=0.0))
+        draft.set("mixer.qkv_clip", own.number("clip_qkv", default=0.0))
         draft.set("ffn.hidden", 4 * parts.width_of(c))
         c.integer("max_seq_len", default=2048)  # a bias has no last position
         c.flag("learned_pos_emb", default=True)  # not so
@@ -43,6 +43,7 @@ class AttentionConfig:
         mixer = blocks[0].mixer
         own = {"attn_type": "multihead_attention", "alibi": True, "softmax_scale": mixer.scale}
         own["alibi_bias_max"] = parts.whole(mixer.position.max)
+        own["clip_qkv"] = mixer.qkv_clip or None
         return {"attn_config": own, "max_seq_len": 2048}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import parts
 from jaxlm.interop.family import Family, Key, Keys
-from jaxlm.interop.layout import Piece, piecewise
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
@@ -31,7 +30,6 @@ FAMILY = Family(
         **parts.output_norms(),
         **parts.projections(),
         **parts.gated(),
-        "mixer/q_norm/scale": piecewise(parts.LAYER + "self_attn.q_norm.weight", Piece("G R K", "(G R K)")),
-        "mixer/k_norm/scale": piecewise(parts.LAYER + "self_attn.k_norm.weight", Piece("G K", "(G K)")),
+        **parts.joint_qk_norms(),
     },
 )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import layout, parts
 from jaxlm.interop.family import Family
-from jaxlm.interop.layout import Piece, piecewise
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
@@ -23,12 +20,9 @@ FAMILY = Family(
         Rope(aliases=(("su", "longrope"), ("yarn", "longrope"))),
     ),
     tensors={
-        **parts.tensors(),
+        **parts.ends(),
+        **parts.pre_norms(),
         **layout.attention_in_turn(parts.LAYER + "self_attn.qkv_proj", parts.LAYER + "self_attn.o_proj"),
-        "ffn/in": piecewise(
-            parts.LAYER + "mlp.gate_up_proj.weight",
-            Piece("D F", "F D", np.s_[..., 0]),
-            Piece("D F", "F D", np.s_[..., 1]),
-        ),
+        **parts.fused_gated(),
     },
 )

@@ -12,7 +12,6 @@ from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
 
-E = parts.LAYER + "mlp.experts.{expert}."
 S = parts.LAYER + "mlp.shared_expert."
 
 FAMILY = Family(
@@ -48,7 +47,7 @@ FAMILY = Family(
     ),
     tensors={
         **parts.tensors(),
-        **parts.experts(E + "gate_proj", E + "up_proj", E + "down_proj", parts.LAYER + "mlp.gate"),
+        **parts.experts(),
         **layout.glu(S + "gate_proj", S + "up_proj", S + "down_proj", "ffn/shared"),
         "ffn/shared_gate": transposed(parts.LAYER + "mlp.shared_expert_gate.weight"),
     },

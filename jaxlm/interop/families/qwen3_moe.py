@@ -11,8 +11,6 @@ from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
 
-E = parts.LAYER + "mlp.experts.{expert}."
-
 FAMILY = Family(
     model_type="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
@@ -39,6 +37,6 @@ FAMILY = Family(
     tensors={
         **parts.tensors(),
         **parts.qk_norms(),
-        **parts.experts(E + "gate_proj", E + "up_proj", E + "down_proj", parts.LAYER + "mlp.gate"),
+        **parts.experts(),
     },
 )

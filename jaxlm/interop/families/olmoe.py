@@ -1,0 +1,35 @@
+"""OLMoE (Muennighoff et al. 2024): experts, and one norm over the queries (keys) of all heads."""
+
+from __future__ import annotations
+
+from jaxlm.ffn.glu import Glu
+from jaxlm.ffn.moe import Moe
+from jaxlm.interop import parts
+from jaxlm.interop.family import Family, Key, Keys
+from jaxlm.interop.rope import Rope
+from jaxlm.mixer.attention import Attention
+from jaxlm.model.spec import Block
+
+FAMILY = Family(
+    model_type="olmoe",
+    architectures=("OlmoeForCausalLM",),
+    paper="Muennighoff et al. 2024, OLMoE: Open Mixture-of-Experts Language Models",
+    block=Block(mixer=Attention(qk_norm="rms", qk_norm_span="all"), ffn=Moe(expert=Glu())),
+    parts=(
+        Keys(
+            {
+                **parts.keys(),
+                "intermediate_size": Key("ffn.expert.hidden"),
+                "hidden_act": parts.activation("silu", paths="ffn.expert.activation"),
+                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-5),
+                "num_experts": Key("ffn.experts", default=64, also=("num_local_experts",)),
+                "num_experts_per_tok": Key("ffn.router.top_k", default=8),
+                "norm_topk_prob": Key("ffn.router.normalize", bool, False),
+                "attention_bias": parts.biases(),
+                "clip_qkv": parts.cap("mixer.qkv_clip"),
+            }
+        ),
+        Rope(),
+    ),
+    tensors={**parts.tensors(), **parts.joint_qk_norms(), **parts.experts()},
+)
