@@ -123,8 +123,8 @@ def _prompts() -> list[str]:
 
 def _only_known(tokenizer: Tokenizer, vocab_size: int) -> list[Suppress]:
     """A model may have more ids than its tokenizer; they stand for nothing."""
-    unknown = np.arange(tokenizer.vocab_size, vocab_size, dtype=np.int32)
-    return [Suppress(unknown)] if unknown.size else []
+    unknown = tuple(range(tokenizer.vocab_size, vocab_size))
+    return [Suppress(unknown)] if unknown else []
 
 
 def main(argv: Sequence[str]) -> None:

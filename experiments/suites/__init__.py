@@ -1,4 +1,6 @@
-"""What `experiments.benchmark` measures, one suite a file: ``run(rounds, steps, threads) -> results``, ``table(results)``.
+"""What `experiments.benchmark` measures, one suite a file with two functions:
 
-A suite is loaded once it is chosen, before anything else loads jax or torch, so that it may set the environment of both.
+    run(rounds, steps, threads) -> results      table(results) -> text
+
+A suite is loaded once it is chosen, before anything else loads jax or torch, so it may set the environment of both.
 """

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core.config import Spec
+from jaxlm.core.config import Spec, require
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +59,17 @@ class FullCache:
             cursor=self.cursor + k_BLGK.shape[1],
         )
 
+    def grow(self, capacity: int) -> FullCache:
+        """The same cache with empty slots added, for ``capacity`` tokens in all."""
+        more = capacity - self.k.shape[2]
+
+        def pad(axis: int, x: jax.Array) -> jax.Array:
+            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+        return dataclasses.replace(
+            self, k=pad(2, self.k), v=pad(2, self.v), position=pad(1, self.position), segment=pad(1, self.segment)
+        )
+
     def view(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Keys and values [B, T, G, K], positions and segments [B, T]."""
         return self.k.transpose(0, 2, 1, 3), self.v.transpose(0, 2, 1, 3), self.position, self.segment
@@ -70,11 +81,21 @@ class Full(Spec):
 
     Attributes:
       rotated: store rotated keys where the position encoding allows it (the default); False always stores them plain.
+      chunk: slots that are added at a time as a text grows, since a step reads all slots there are; each size compiles
+        a loop of its own. 0 reserves them all at once.
     """
 
     paper: ClassVar[str] = "Vaswani et al. 2017, Attention Is All You Need (incremental decoding)"
 
     rotated: bool = True
+    chunk: int = 0
+
+    def check(self) -> None:
+        require(self.chunk >= 0, f"Full.chunk: expected a number of slots, or 0 for all at once, got {self.chunk}")
+
+    def capacities(self, prompt: int, total: int) -> tuple[int, ...]:
+        """The sizes that a cache goes through from a prompt to ``total`` tokens."""
+        return (*range(prompt + self.chunk, total, self.chunk), total) if self.chunk else (total,)
 
     def init(
         self,

@@ -118,13 +118,23 @@ def generate(
         key=noise if temperature > 0 else None,
         positions=positions,
     )
-    params = _unstacked(params)
-    progress, state = loop.start(
-        spec, config.make("cache", cache, where="cache"), new, params, jnp.asarray(prompt, jnp.int32), request
-    )
-    advance = functools.partial(loop.proceed, spec, params, request)
+    params, policy, size = _unstacked(params), config.make("cache", cache, where="cache"), prompt.shape[1]
+    capacities = policy.capacities(size, size + new - 1)
+    progress, state = loop.start(spec, policy, capacities[0], new, params, jnp.asarray(prompt, jnp.int32), request)
+
+    def advance(progress: loop.Progress, state: Any, until: int) -> tuple[loop.Progress, Any]:
+        """Up to ``until`` tokens; caches that are full grow on the way."""
+        step = int(progress.step)
+        for room, capacity in zip((0, *capacities), capacities, strict=False):
+            if step == room - size + 1:
+                state = loop.grow(capacity, state)
+            if step < (stage := min(until, capacity - size + 1)):
+                progress, state = loop.proceed(spec, params, request, progress, stage, state=state)
+                step = int(progress.step)
+        return progress, state
+
     if stream is None:
-        return advance(progress, new, state=state)[0].out
+        return advance(progress, state, new)[0].out
     seen = np.zeros(len(prompt), np.int32)
     while True:
         out, counts, done = (np.array(x) for x in (progress.out, progress.counts, progress.done))
@@ -133,7 +143,7 @@ def generate(
         if done.all():
             return progress.out
         seen, until = counts, int(progress.step) + stream_every
-        progress, state = advance(dataclasses.replace(progress, done=jnp.asarray(done)), min(until, new), state=state)
+        progress, state = advance(dataclasses.replace(progress, done=jnp.asarray(done)), state, min(until, new))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -204,19 +214,34 @@ def _checked_processors(
     processors: Iterable[Any],
 ) -> Processors:
     """What the logits pass through. Settings of sampling are checked where the likeliest token is taken, too."""
+    temperature, top_p, min_p, penalty = (
+        _number(name, value)
+        for name, value in (
+            ("temperature", temperature),
+            ("top_p", top_p),
+            ("min_p", min_p),
+            ("repetition_penalty", repetition_penalty),
+        )
+    )
     require(0 <= temperature < math.inf, f"temperature: expected 0 (greedy) or a positive number, got {temperature}")
     require(
         temperature == 0 or key is not None, f"temperature {temperature} samples, so it needs key=jax.random.key(n)"
     )
     require(0 <= top_k <= spec.vocab_size, f"top_k: expected 0 (off) to {spec.vocab_size} (all tokens), got {top_k}")
-    always = [] if repetition_penalty == 1 else [Repetition(float(repetition_penalty))]
+    always = [] if penalty == 1 else [Repetition(penalty)]
     narrowing = [
         *([TopK(top_k)] if 0 < top_k < spec.vocab_size else []),
-        *([] if top_p == 1 else [TopP(float(top_p))]),
-        *([] if min_p == 0 else [MinP(float(min_p))]),
+        *([] if top_p == 1 else [TopP(top_p)]),
+        *([] if min_p == 0 else [MinP(min_p)]),
     ]
-    sampling = make_all([Temperature(float(temperature)), *narrowing] if temperature else narrowing, spec.vocab_size)
-    return (*make_all([*always, *processors], spec.vocab_size), *(sampling if temperature else ()))
+    sampling = [Temperature(temperature), *narrowing] if temperature else []
+    return make_all([*always, *processors, *sampling], spec.vocab_size)
+
+
+def _number(name: str, value: Any) -> float:
+    plain = np.asarray(value)
+    require(plain.ndim == 0 and plain.dtype.kind in "iuf", f"{name}: expected a number, got {shown(value)}")
+    return float(plain)
 
 
 def _checked_answer(answer: Any, batch: int) -> np.ndarray:

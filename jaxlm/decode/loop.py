@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.cache.full import FullCache
 from jaxlm.core.types import Params
 from jaxlm.decode.processor import Processors, apply_all, init_all
 from jaxlm.decode.sample import choose
@@ -67,14 +68,14 @@ class Progress:
     processed: tuple[Any, ...]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def start(
-    spec: ModelSpec, cache: Any, new: int, params: Params, prompt_BL: jax.Array, request: Request
+    spec: ModelSpec, cache: Any, capacity: int, new: int, params: Params, prompt_BL: jax.Array, request: Request
 ) -> tuple[Progress, Any]:
-    """The first token of N = ``new`` after prompts padded on the right, and the model's state."""
+    """The first token of N = ``new`` after prompts padded on the right, and the state, for ``capacity`` tokens."""
     batch, size = prompt_BL.shape
     real = jnp.arange(size) < request.lengths[:, None]
-    state = decoder.init_state(spec, batch, size + new - 1, cache)
+    state = decoder.init_state(spec, batch, capacity, cache)
     positions = None if request.positions is None else request.positions[:, :size]
     output = decoder.forward(
         spec, params, prompt_BL, positions=positions, segment_ids=real.astype(jnp.int32), state=state, logits=False
@@ -117,6 +118,13 @@ def proceed(
 
     progress, slim = jax.lax.while_loop(more, advance, (progress, jax.tree.map(jnp.squeeze, state)))
     return _filled(progress), jax.tree.map(jnp.reshape, slim, full)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def grow(capacity: int, state: Any) -> Any:
+    """The state with room for ``capacity`` tokens in every cache."""
+    full = lambda entry: isinstance(entry, FullCache)
+    return jax.tree.map(lambda entry: entry.grow(capacity) if full(entry) else entry, state, is_leaf=full)
 
 
 def _extend(spec: ModelSpec, params: Params, request: Request, progress: Progress, hidden_BD: jax.Array) -> Progress:

@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
+import numpy as np
 
 from jaxlm.core import config
+from jaxlm.core.config import Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Processor:
-    """Base of the processors: a frozen dataclass that is also a pytree (`jax.tree_util.register_dataclass`).
+class Processor(Spec):
+    """Base of the processors: a checked, frozen dataclass that is also a pytree.
 
-    Its fields are arguments of the compiled loop: another value of a number compiles nothing. A field that shapes the
-    computation (the k of top-k) is marked static: ``dataclasses.field(metadata={"static": True})``.
+    Its fields are arguments of the compiled loop: another value of a number compiles nothing, and a tuple of numbers
+    arrives as one array. A field that shapes the computation (the k of top-k) is marked static:
+    ``dataclasses.field(metadata={"static": True})``.
     """
 
     paper: ClassVar[str] = ""
 
-    def check(self, vocab_size: int) -> None:
-        """Raises `ConfigError` for fields that cannot work with a vocabulary of this size."""
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(cls, _flatten, cls._unflatten)
+
+    @classmethod
+    def _unflatten(cls, static: tuple[Any, ...], data: Iterable[Any]) -> Self:
+        self = object.__new__(cls)  # as it is: what jax puts into the fields need not be numbers
+        static_names, names = _fields(cls)
+        for name, value in (*zip(static_names, static, strict=True), *zip(names, data, strict=True)):
+            object.__setattr__(self, name, value)
+        return self
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises `ConfigError` for fields that do not fit a vocabulary of ``size`` tokens."""
 
     def init(self, prompt_BL: jax.Array, real_BL: jax.Array, vocab_size: int) -> Any:
         """The state after the prompt: tokens [B, L], of which those where ``real_BL`` is False are padding."""
@@ -67,7 +81,7 @@ def apply_all(
 
 
 def make_all(values: Iterable[Any], vocab_size: int) -> Processors:
-    """Processors from objects, registered names or ``{"name", "args"}`` mappings, each checked.
+    """Processors from objects, registered names or ``{"name", "args"}`` mappings, each held against the vocabulary.
 
     Raises `ConfigError` for one that does not exist or does not fit the vocabulary.
     """
@@ -76,5 +90,19 @@ def make_all(values: Iterable[Any], vocab_size: int) -> Processors:
         for value in values
     )
     for processor in processors:
-        processor.check(vocab_size)
+        processor.check_vocabulary(vocab_size)
     return processors
+
+
+def _fields(cls: type[Processor]) -> tuple[list[str], list[str]]:
+    """The names of the static fields and of the others."""
+    fields = dataclasses.fields(cls)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    return static, [field.name for field in fields if field.name not in static]
+
+
+def _flatten(processor: Processor) -> tuple[list[Any], tuple[Any, ...]]:
+    static, names = _fields(type(processor))
+    values = [getattr(processor, name) for name in names]
+    data = [np.asarray(value, np.int32) if isinstance(value, tuple) else value for value in values]
+    return data, tuple(getattr(processor, name) for name in static)

@@ -41,8 +41,9 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 README = """# A language model as StableHLO
 
-Made by jaxlm {version}; it runs without it, on {platforms}, and needs `pip install jax flatbuffers`. `manifest.json` has
-every shape, dtype and name. Greedy continuation of {batch} prompts of up to {prompt_length} tokens, padded on the right:
+Made by jaxlm {version}; it runs without it, on {platforms}, and needs `pip install jax flatbuffers`.
+`manifest.json` has every shape, dtype and name. Greedy continuation of {batch} prompts of up to {prompt_length} tokens,
+padded on the right:
 
 ```python
 import json, pathlib
@@ -131,10 +132,9 @@ def export(
 
     weights = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in zip(names, values, strict=True)}
     tokens, one = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, prompt_length), (batch,)))
-    exporter = {"platforms": tuple(platforms)}
     functions = {
-        "prefill": jax.export.export(jax.jit(prefill), **exporter)(weights, tokens, one),
-        "decode": jax.export.export(jax.jit(decode), **exporter)(weights, one, leaves),
+        "prefill": jax.export.export(jax.jit(prefill), platforms=platforms)(weights, tokens, one),
+        "decode": jax.export.export(jax.jit(decode), platforms=platforms)(weights, one, leaves),
     }
     manifest = {
         "format": FORMAT,

@@ -197,7 +197,7 @@ class Family:
             for part in self.parts:
                 out |= part.write(spec, blocks)
             back = self.read(Config(out))
-        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:  # of another kind of model altogether
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:  # another kind of model
             reason = str(error) if isinstance(error, ConfigError) else "its parts are of other kinds"
             raise ConfigError(f"{self.model_type} cannot express this model: {reason}") from None
         if found := different(back, spec):

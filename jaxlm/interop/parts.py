@@ -10,12 +10,10 @@ import numpy as np
 
 from jaxlm.attention.mask import Causal, Chunked, Window
 from jaxlm.core.errors import ConfigError, shown, unknown
-from jaxlm.ffn.glu import Glu
 from jaxlm.interop import layout
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft, Key, Keys
 from jaxlm.model.spec import Block, ModelSpec
-from jaxlm.norm.layer import LayerNorm
 from jaxlm.position.none import NoPosition
 from jaxlm.position.rotary import Rotary
 
@@ -64,6 +62,13 @@ def head_dim_of(c: Config) -> int:
     return width // heads
 
 
+def positive(c: Config, key: str, default: int) -> int:
+    """A number that counts something, or every how many layers. Raises `ConfigError` if it is below 1."""
+    if (number := c.integer(key, default=default)) < 1:
+        raise ConfigError(f"config.json: {key} should be positive, got {number}")
+    return number
+
+
 def multiplier(path: str, default: float = 1.0) -> Key:
     """A factor."""
     return Key(path, float, default)
@@ -110,6 +115,7 @@ def keys(
     head_dim: Any = head_dim_of,
     tie: bool = False,
     grouped: bool = True,
+    qk_norm: bool = False,
 ) -> Keys:
     """The settings that families after Llama have in common.
 
@@ -117,9 +123,11 @@ def keys(
       eps: the key of the norms' epsilon; empty for none.
       default_eps, head_dim, tie: where their keys are absent.
       grouped: whether there may be fewer key/value heads than query heads.
+      qk_norm: whether the epsilon is also that of the norms of queries and keys.
     """
     groups = {"num_key_value_heads": Key("mixer.kv_heads", default=heads_of)} if grouped else {}
-    epsilon = {eps: Key("norm.eps", float, default_eps)} if eps else {}
+    norms = ("norm.eps", "mixer.qk_norm.eps") if qk_norm else "norm.eps"
+    epsilon = {eps: Key(norms, float, default_eps)} if eps else {}
     return Keys(
         {
             "vocab_size": Key("model.vocab_size"),
@@ -135,20 +143,21 @@ def keys(
     )
 
 
-def gpt2_keys(act: str, tie: bool = True) -> Keys:
-    """The settings of GPT-2, in its spelling."""
+def gpt2_keys(act: str, tie: bool = True, learned: bool = True) -> Keys:
+    """The settings of GPT-2, in its spelling; without ``learned`` positions, those of GPT-J."""
+    own = {
+        "n_positions": Key("mixer.position.size", default=1024, also=("max_position_embeddings", "n_ctx")),
+        "scale_attn_weights": Key("mixer.scale", bool, True, lambda on: 0.0 if on else 1.0, lambda scale: scale != 1),
+    }
     return Keys(
         {
             "vocab_size": Key("model.vocab_size"),
             "n_embd": Key("model.width", also=("hidden_size",)),
             "n_head": Key("mixer.heads", also=("num_attention_heads",)),
-            "n_positions": Key("mixer.position.size", default=1024, also=("max_position_embeddings", "n_ctx")),
+            **(own if learned else {"scale_attn_weights": Key((), bool, True)}),  # GPT-J scales whatever it says
             "n_inner": Key("ffn.hidden", default=lambda c: 4 * width_of(c)),
             "activation_function": activation(act),
             "layer_norm_epsilon": Key("norm.eps", float, 1e-5),
-            "scale_attn_weights": Key(
-                "mixer.scale", bool, True, lambda on: 0.0 if on else 1.0, lambda scale: scale != 1
-            ),
             "tie_word_embeddings": tied(tie),
         }
     )
@@ -170,23 +179,14 @@ def gated() -> dict[str, layout.Layout]:
     return layout.glu(LAYER + "mlp.gate_proj", LAYER + "mlp.up_proj", LAYER + "mlp.down_proj")
 
 
-def fused_gated() -> dict[str, layout.Layout]:
+def fused_gated(
+    both: str = LAYER + "mlp.gate_up_proj", down: str = LAYER + "mlp.down_proj", ours: str = "ffn"
+) -> dict[str, layout.Layout]:
     """A gated unit whose gate and up part are one tensor, after one another."""
     gate, up = (layout.Piece("D F", "F D", np.s_[..., i]) for i in (0, 1))
     return {
-        "ffn/in": layout.piecewise(LAYER + "mlp.gate_up_proj.weight", gate, up),
-        "ffn/out": layout.transposed(LAYER + "mlp.down_proj.weight"),
-    }
-
-
-def experts(
-    at: str = LAYER + "mlp.", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
-) -> dict[str, layout.Layout]:
-    """A router and gated experts of three tensors each."""
-    one = at + "experts.{expert}."
-    return {
-        "ffn/router/kernel": layout.transposed(at + "gate.weight"),
-        **layout.glu(one + gate, one + up, one + down, "ffn/experts"),
+        f"{ours}/in": layout.piecewise(f"{both}.weight", gate, up),
+        f"{ours}/out": layout.transposed(f"{down}.weight"),
     }
 
 
@@ -258,21 +258,21 @@ class ScaledEmbedding:
 
 @dataclasses.dataclass(frozen=True)
 class HeadNorms:
-    """A flag for layer norms of queries and keys, with the block's epsilon (read before).
+    """A flag for norms of queries and keys, with the block's epsilon (read before).
 
     Attributes:
       key: of config.json.
-      bias: whether the norms have offsets.
+      norm: their kind.
       default: where the key is absent.
     """
 
     key: str
-    bias: bool = True
+    norm: Any
     default: bool = False
 
     def read(self, c: Config, draft: Draft) -> None:
         if c.flag(self.key, default=self.default):
-            draft.set("mixer.qk_norm", LayerNorm(eps=draft.blocks[0].norm.eps, bias=self.bias))
+            draft.set("mixer.qk_norm", dataclasses.replace(self.norm, eps=draft.blocks[0].norm.eps))
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         return {self.key: blocks[0].mixer.qk_norm is not None}
@@ -307,24 +307,8 @@ def without_positions(c: Config, layer: int) -> bool:
     """Whether a layer has none: listed as 0, or every so many."""
     listed = c.sequence("no_rope_layers", default=[])
     if not listed:
-        return (layer + 1) % c.integer("no_rope_layer_interval", default=4) == 0
+        return (layer + 1) % positive(c, "no_rope_layer_interval", 4) == 0
     return layer < len(listed) and not listed[layer]
-
-
-class DenseLayers:
-    """Which layers of a mixture of experts are plain (Qwen): every so many, and those listed."""
-
-    def read(self, c: Config, draft: Draft) -> None:
-        step, plain = c.integer("decoder_sparse_step", default=1), c.sequence("mlp_only_layers", default=[])
-        hidden = c.integer("intermediate_size")
-        for i, block in enumerate(draft.blocks):
-            if i in plain or (i + 1) % step:
-                draft.set("ffn", Glu(hidden=hidden, activation=block.ffn.expert.activation), i)
-
-    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        plain = [i for i, block in enumerate(blocks) if isinstance(block.ffn, Glu)]
-        hidden = blocks[plain[0]].ffn.hidden if plain else blocks[0].ffn.expert.hidden
-        return {"decoder_sparse_step": 1, "mlp_only_layers": plain, "intermediate_size": hidden}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ Efficient Streaming Language Models with Attention Sinks).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -52,6 +53,8 @@ class Attention(Spec):
       qk_norm: normalisation of queries and keys, or None.
       qk_norm_span: ``"head"`` over each head, one gain [K] for all (Qwen 3); ``"heads"`` over each head, a gain each
         (Cohere, StableLM 2); ``"all"`` over the channels of all heads together (OLMo 2).
+      qk_norm_rotated: whether they are normalised after their rotation (HunYuan), which a gain tells apart. A step then
+        normalises all keys of the cache.
       qkv_bias, out_bias: learned offsets.
       qkv_clip: if positive, queries, keys and values (normalised, not yet rotated) stay within plus and minus this
         (MPT, OLMo).
@@ -71,6 +74,7 @@ class Attention(Spec):
     soft_cap: float = 0.0
     qk_norm: Any = slot("norm", None, optional=True)
     qk_norm_span: str = "head"
+    qk_norm_rotated: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     qkv_clip: float = 0.0
@@ -92,6 +96,10 @@ class Attention(Spec):
             value = getattr(self, name)
             require(value >= 0, f"Attention.{name}: expected a number >= 0, got {value}")
         choose("Attention.qk_norm_span", self.qk_norm_span, ("head", "heads", "all"))
+        require(
+            self.qk_norm_span == "head" or not self.qk_norm_rotated,
+            f"Attention.qk_norm_rotated needs qk_norm_span 'head', got {self.qk_norm_span!r}",
+        )
         choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     @property
@@ -171,6 +179,7 @@ class Attention(Spec):
             held.v,
             ctx,
             mask=self.mask,
+            join=functools.partial(self._scored, p),
             scale=self.scale or None,
             soft_cap=self.soft_cap,
             ordered=state is None and ctx.ordered,
@@ -187,17 +196,23 @@ class Attention(Spec):
         return y, state
 
     def _project(self, p: Params, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q [B, L, H, K], k and v [B, L, G, K], normalised but not yet rotated."""
+        """q [B, L, H, K], k and v [B, L, G, K], not yet rotated; normalised, unless that comes after."""
         qkv = dense(x, p["qkv"])
         if self.qkv_bias:
             qkv = qkv + p["qkv_bias"].astype(qkv.dtype)
         qkv = dist.constrain(qkv, ("batch", None, "heads", None, None))
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
-        if self.qk_norm is not None:
+        if self.qk_norm is not None and not self.qk_norm_rotated:
             q, k = self._normalised(p["q_norm"], q), self._normalised(p["k_norm"], k)
         if self.qkv_clip:
             q, k, v = (jnp.clip(x, -self.qkv_clip, self.qkv_clip) for x in (q, k, v))
         return q.reshape(*q.shape[:2], self.heads, q.shape[-1]), k, v
+
+    def _scored(self, p: Params, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the logits are products of, from queries and keys that are rotated."""
+        if self.qk_norm is None or not self.qk_norm_rotated:
+            return q, k
+        return self.qk_norm(p["q_norm"], q), self.qk_norm(p["k_norm"], k)
 
     def _normalised(self, p: Params, x: jax.Array) -> jax.Array:
         """Queries [B, L, G, R, K] or keys [B, L, G, K]."""

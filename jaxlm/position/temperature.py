@@ -50,8 +50,8 @@ class Temperature(PositionEncoding):
     def params(self, dims: Dims) -> Specs:
         return self.inner.params(dims)
 
-    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array:
-        return self.inner.draw(key, positions)
+    def draw(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        return self.inner.draw(key, positions, rows)
 
     def views(
         self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, length: jax.Array | None

@@ -182,7 +182,6 @@ def test_other_numbers_compile_nothing():
     assert (loop.start._cache_size(), loop.proceed._cache_size()) == before
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Alternate(Processor):
     """A toy grammar: even and odd tokens in turns, its state the parity that comes next."""
@@ -216,10 +215,16 @@ def test_a_penalty_of_repetition_is_over_prompt_and_text():
     np.testing.assert_array_equal(alone[0], got[1])
 
 
-def test_another_cache():
+@pytest.mark.parametrize("arguments", [{"rotated": False}, {"chunk": 2}, {"chunk": 1000}])
+def test_another_cache(arguments):
     model, params = build()
-    got = jaxlm.generate(model, params, PROMPT, NEW, cache={"name": "full", "args": {"rotated": False}})
-    np.testing.assert_array_equal(got, jaxlm.generate(model, params, PROMPT, NEW))
+    cache, calls = {"name": "full", "args": arguments}, []
+    free = jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS)
+    got = jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS, cache=cache)
+    np.testing.assert_array_equal(got, free)
+    got = jaxlm.generate(model, params, PROMPT, NEW, prompt_lengths=LENGTHS, cache=cache, stream=calls.append)
+    np.testing.assert_array_equal(got, free)
+    assert [len(new[0]) for new in calls] == [1] * NEW
 
 
 def test_samples_follow_the_softmax():
@@ -268,11 +273,14 @@ def test_padding_beyond_the_table_is_no_obstacle():
         ({"stop": 3}, "stop: expected a sequence"),
         ({"max_new_tokens": [1, 2]}, "max_new_tokens: expected 3 integers"),
         ({"max_new_tokens": 2.0}, "max_new_tokens: expected 3 integers"),
+        ({"min_p": 1.5, "temperature": 1.0, "key": jax.random.key(0)}, "min_p"),
         ({"min_p": 1.5}, "min_p"),
+        ({"top_p": "0.9"}, "top_p: expected a number, got '0.9'"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"padding": "top"}, "unknown padding 'top'"),
         ({"rows": [0, -1, 2]}, "rows"),
         ({"cache": "fool"}, "cache: unknown cache 'fool'"),
+        ({"cache": {"name": "full", "args": {"chunk": -1}}}, "cache: Full.chunk: expected a number"),
         ({"stream_every": 0}, "stream_every"),
         ({"processors": ["nope"]}, "unknown processor"),
     ],

@@ -29,6 +29,10 @@ DEEPSEEK = {
     "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
     "first_k_dense_replace": 1, "n_shared_experts": 2,
 }  # fmt: skip
+CORRECTED = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+}  # fmt: skip
 MOE = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
 
 
@@ -222,6 +226,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2,
         },
     ),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {
+            **LLAMA, "num_hidden_layers": 2, "num_local_experts": 4, "shared_intermediate_size": 20,
+            "tie_word_embeddings": True, "attention_multiplier": 0.3, "attention_bias": True,
+        },
+    ),
+    "granitemoeshared_none": (
+        "GraniteMoeShared", {**LLAMA, "num_hidden_layers": 1, "num_local_experts": 3, "attention_multiplier": 0.4}
+    ),
     "glm": ("Glm", {**LLAMA, "head_dim": 8}),
     "glm4": ("Glm4", {**LLAMA, "head_dim": 8, "attention_bias": False, **rope(partial_rotary_factor=0.75)}),
     "helium": ("Helium", {**LLAMA, "head_dim": 6, "attention_bias": True, "mlp_bias": True}),
@@ -245,6 +259,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "codegen": ("CodeGen", {**GPT2, "n_head": 8, "n_embd": 32, "rotary_dim": 2, "n_layer": 2}),
     "persimmon": ("Persimmon", PERSIMMON),
     "persimmon_plain": ("Persimmon", {**PERSIMMON, "num_hidden_layers": 2, "qk_layernorm": False}),
+    "dots1": (
+        "Dots1",
+        {
+            **LLAMA, **CORRECTED, "head_dim": 8, "n_group": 2, "topk_group": 1, "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5, "sliding_window": 6, "max_window_layers": 1,
+        },
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {**LLAMA, **CORRECTED, "head_dim": 8, "norm_topk_prob": False, "use_qk_norm": True, "attention_bias": True},
+    ),
+    "glm4_moe_plain": ("Glm4Moe", {**LLAMA, **CORRECTED, "num_hidden_layers": 2, "head_dim": 8}),
+    "hunyuan": (
+        "HunYuanDenseV1", {**LLAMA, "head_dim": 8, **rope("dynamic", theta=500.0, alpha=20.0, factor=1.0)}
+    ),
+    "hunyuan_plain": ("HunYuanDenseV1", {**LLAMA, "num_hidden_layers": 2, "head_dim": 6, "attention_bias": True}),
     "mpt_clip": (
         "Mpt",
         {
@@ -308,6 +338,9 @@ def build(name: str, seed: int = 0) -> Any:
             else:
                 fan_in = p.shape[-2] if model_class.startswith("GPT2") or p.ndim == 3 else p.shape[-1]
                 p.copy_(noise * (1.3 * fan_in**-0.5))
+        for path, b in model.named_buffers():
+            if "correction" in path:
+                b.copy_(0.3 * torch.randn(b.shape, generator=generator))
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     return model

@@ -124,8 +124,8 @@ def test_a_change_of_the_model_is_written_or_refused(name):
         {"tied_head": not spec.tied_head}, {"head_bias": not spec.head_bias}, {"norm": None},
     ]  # fmt: skip
     blocks = [block for g in spec.layers for _ in range(g.repeats) for block in g.pattern]
-    for field in ("heads", "soft_cap", "qkv_bias", "sinks", "mask", "scale"):
-        value = {"heads": 2, "soft_cap": 3.0, "mask": "bidirectional", "scale": 0.11}.get(field)
+    for field in ("heads", "soft_cap", "qkv_bias", "qkv_clip", "sinks", "mask", "scale"):
+        value = {"heads": 2, "soft_cap": 3.0, "qkv_clip": 0.9, "mask": "bidirectional", "scale": 0.11}.get(field)
         mixer = blocks[-1].mixer
         new = dataclasses.replace(mixer, **{field: not getattr(mixer, field) if value is None else value})
         changes.append({"layers": group([*blocks[:-1], dataclasses.replace(blocks[-1], mixer=new)])})

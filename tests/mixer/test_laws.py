@@ -36,6 +36,7 @@ LATENT = {"heads": 4, "kv_rank": 6, "nope_dim": 5, "rope_dim": 4, "value_dim": 3
 
 CASES = [
     Case("attention", {"heads": 4, "kv_heads": 2, "sinks": True, "qk_norm": "rms", "qk_norm_span": "heads"}),
+    Case("attention", {"heads": 4, "kv_heads": 2, "qk_norm": "rms", "qk_norm_rotated": True, "qkv_clip": 1.5}),
     Case("attention", {"heads": 4, "mask": {"name": "chunked", "args": {"size": 3}}, "qkv_bias": True}),
     # Without a bias of the keys: it would add the same to all logits, and so have no gradient.
     Case(

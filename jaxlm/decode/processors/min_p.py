@@ -15,7 +15,6 @@ from jaxlm.core.config import require
 from jaxlm.decode.processor import Processor
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MinP(Processor):
     """Keeps what has at least ``p`` times the probability of the likeliest token."""
@@ -24,7 +23,7 @@ class MinP(Processor):
 
     p: float = 0.05
 
-    def check(self, vocab_size: int) -> None:
+    def check(self) -> None:
         require(0 <= self.p <= 1, f"min_p: expected a number in [0, 1] (0 is off), got {self.p}")
 
     def __call__(self, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, state: Any) -> Any:

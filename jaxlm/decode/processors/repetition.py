@@ -17,7 +17,6 @@ from jaxlm.core.config import require
 from jaxlm.decode.processor import Processor
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Repetition(Processor):
     """The penalty.
@@ -30,7 +29,7 @@ class Repetition(Processor):
 
     penalty: float = 1.2
 
-    def check(self, vocab_size: int) -> None:
+    def check(self) -> None:
         require(
             0 < self.penalty < math.inf,
             f"repetition_penalty: expected a positive number (1 is off), got {self.penalty}",

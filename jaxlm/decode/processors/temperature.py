@@ -15,7 +15,6 @@ from jaxlm.core.config import require
 from jaxlm.decode.processor import Processor
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Temperature(Processor):
     """Divides all logits by ``temperature``."""
@@ -24,7 +23,7 @@ class Temperature(Processor):
 
     temperature: float = 1.0
 
-    def check(self, vocab_size: int) -> None:
+    def check(self) -> None:
         require(0 < self.temperature < math.inf, f"temperature: expected a positive number, got {self.temperature}")
 
     def __call__(self, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, state: Any) -> Any:

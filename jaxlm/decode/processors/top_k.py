@@ -12,7 +12,6 @@ from jaxlm.core.config import require
 from jaxlm.decode.processor import Processor
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(Processor):
     """Keeps the ``k`` likeliest. Another k is another computation, so it compiles."""
@@ -21,8 +20,11 @@ class TopK(Processor):
 
     k: int = dataclasses.field(default=50, metadata={"static": True})
 
-    def check(self, vocab_size: int) -> None:
-        require(1 <= self.k <= vocab_size, f"top_k: expected 1 to {vocab_size} (all tokens), got {self.k}")
+    def check(self) -> None:
+        require(self.k >= 1, f"top_k: expected a positive number of tokens, got {self.k}")
+
+    def check_vocabulary(self, size: int) -> None:
+        require(self.k <= size, f"top_k: expected 1 to {size} (all tokens), got {self.k}")
 
     def __call__(self, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, state: Any) -> Any:
         least = jax.lax.top_k(logits_BV, self.k)[0][:, -1:]

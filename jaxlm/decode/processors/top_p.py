@@ -16,7 +16,6 @@ from jaxlm.core.config import require
 from jaxlm.decode.processor import Processor
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopP(Processor):
     """Keeps the nucleus of probability ``p``."""
@@ -25,7 +24,7 @@ class TopP(Processor):
 
     p: float = 0.9
 
-    def check(self, vocab_size: int) -> None:
+    def check(self) -> None:
         require(0 < self.p <= 1, f"top_p: expected a number in (0, 1], got {self.p}")
 
     def __call__(self, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, state: Any) -> Any:

@@ -20,6 +20,7 @@ FAMILY = Family(
         ffn=Mlp(bias=True, activation="gelu_tanh"),
         norm=LayerNorm(),
     ),
+    model={"embed_norm": LayerNorm()},
     parts=(
         Keys(
             {
@@ -38,7 +39,6 @@ FAMILY = Family(
             }
         ),
     ),
-    model={"embed_norm": LayerNorm()},
     depth=("n_layer", "num_hidden_layers"),
     prefix="transformer.",
     tensors={

@@ -10,7 +10,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.interop import layout, parts
 from jaxlm.interop.config import Config
-from jaxlm.interop.family import Draft, Family, Keys
+from jaxlm.interop.family import Draft, Family
 from jaxlm.interop.layout import Piece, piecewise
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, ModelSpec
@@ -19,7 +19,6 @@ from jaxlm.position.rotary import Rotary
 
 H = "transformer.h.{layer}."
 BLOCKS = 4
-GPT2_ONLY = ("n_positions", "scale_attn_weights")
 
 
 class Blocks:
@@ -34,6 +33,7 @@ class Blocks:
 
 
 def tensors(spec: ModelSpec) -> dict[str, layout.Layout]:
+    """How many heads a block has depends on the model."""
     size = spec.layers[0].pattern[0].mixer.heads // BLOCKS
     query, key, value = 0, 1, 2
     pieces = [
@@ -62,7 +62,7 @@ FAMILY = Family(
     ),
     model={"head_bias": True},
     parts=(
-        Keys({name: key for name, key in parts.gpt2_keys("gelu_new", tie=False).items() if name not in GPT2_ONLY}),
+        parts.gpt2_keys("gelu_new", tie=False, learned=False),
         Blocks(),
         parts.RotaryDim(),
     ),

@@ -26,7 +26,7 @@ FAMILY = Family(
                 "attention_bias": parts.biases(),
             }
         ),
-        parts.HeadNorms("use_qk_norm", bias=False),
+        parts.HeadNorms("use_qk_norm", LayerNorm(bias=False)),
         Rope(pairing="interleaved", theta=500_000.0),
     ),
     tensors={

@@ -23,7 +23,7 @@ FAMILY = Family(
                 "attention_bias": parts.biases(),
             }
         ),
-        parts.Windows(lambda c, i: bool((i + 1) % c.integer("sliding_window_pattern", default=4)), size=4096),
+        parts.Windows(lambda c, i: bool((i + 1) % parts.positive(c, "sliding_window_pattern", 4)), size=4096),
         parts.NoPositions(lambda c, i, block: not rope.is_local(block)),
         Rope(pairing="interleaved"),
     ),

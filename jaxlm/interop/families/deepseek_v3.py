@@ -7,7 +7,7 @@ from typing import Any
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import layout, parts
+from jaxlm.interop import experts, layout, parts
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft, Family, Key, Keys, Only
 from jaxlm.interop.layout import Piece, piecewise, plain, transposed
@@ -18,29 +18,6 @@ from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.yarn import Yarn, magnitude
 
 A = parts.LAYER + "self_attn."
-S = parts.LAYER + "mlp.shared_experts."
-
-
-class Layers:
-    """The dense layers at the start, and the width of what all tokens share."""
-
-    def read(self, c: Config, draft: Draft) -> None:
-        hidden, dense = c.integer("intermediate_size", default=18432), c.integer("first_k_dense_replace", default=3)
-        shared = c.integer("n_shared_experts", default=1)
-        c.flag("rope_interleave", default=True)
-        c.only("rope_interleave", (True,), "neighbouring channels make a pair")
-        for i, block in enumerate(draft.blocks):
-            if i < dense:
-                draft.set("ffn", Glu(hidden=hidden, activation=block.ffn.expert.activation), i)
-            else:
-                draft.set("ffn.shared.hidden", shared * block.ffn.expert.hidden, i)
-
-    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        dense = [block.ffn for block in blocks if isinstance(block.ffn, Glu)]
-        sparse = next(block.ffn for block in blocks if isinstance(block.ffn, Moe))
-        hidden = dense[0].hidden if dense else sparse.expert.hidden
-        shared = sparse.shared.hidden // sparse.expert.hidden
-        return {"intermediate_size": hidden, "first_k_dense_replace": len(dense), "n_shared_experts": shared}
 
 
 class LogitScale:
@@ -74,9 +51,7 @@ def tensors(spec: ModelSpec) -> dict[str, layout.Layout]:
         "mixer/kv_up": piecewise(A + "kv_b_proj.weight", Piece("C H K", "(H K) C")),
         "mixer/out": piecewise(A + "o_proj.weight", Piece("H K D", "D (H K)")),
         "mixer/out_bias": plain(A + "o_proj.bias"),
-        **parts.experts(),
-        "ffn/router/correction": plain(parts.LAYER + "mlp.gate.e_score_correction_bias"),
-        **layout.glu(S + "gate_proj", S + "up_proj", S + "down_proj", "ffn/shared"),
+        **experts.corrected(),
     }
 
 
@@ -121,7 +96,8 @@ FAMILY = Family(
         Only("moe_layer_freq", (1,), "every later layer has experts"),
         Only("topk_method", ("noaux_tc",), "experts are chosen by corrected scores"),
         Only("scoring_func", ("sigmoid",), "scores are sigmoids"),
-        Layers(),
+        Only("rope_interleave", (True,), "neighbouring channels make a pair"),
+        experts.FirstDense(3),
         Rope(pairing="interleaved"),
         LogitScale(),
     ),

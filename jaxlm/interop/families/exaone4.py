@@ -7,7 +7,7 @@ from typing import Any
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import parts, rope
 from jaxlm.interop.config import Config
-from jaxlm.interop.family import Draft, Family, Key, Keys
+from jaxlm.interop.family import Draft, Family, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, ModelSpec
@@ -37,11 +37,10 @@ FAMILY = Family(
     parts=(
         Keys(
             {
-                **parts.keys(),
-                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-5),
+                **parts.keys(default_eps=1e-5, qk_norm=True),
             }
         ),
-        parts.Windows(lambda c, i: bool((i + 1) % c.integer("sliding_window_pattern", default=4)), size=WINDOW),
+        parts.Windows(lambda c, i: bool((i + 1) % parts.positive(c, "sliding_window_pattern", 4)), size=WINDOW),
         Positions(),
         Rope(),
     ),

@@ -50,6 +50,7 @@ class Architecture:
 
 
 def tensors(spec: ModelSpec) -> dict[str, layout.Layout]:
+    """Parallel parts with a norm each have other names for them."""
     first = "ln_attn" if spec.layers[0].pattern[0].residual == "parallel" else "input_layernorm"
     second = "ln_mlp" if spec.layers[0].pattern[0].residual == "parallel" else "post_attention_layernorm"
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import parts
-from jaxlm.interop.family import Family, Key, Keys, Only
+from jaxlm.interop.family import Family, Keys, Only
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
@@ -20,10 +20,9 @@ FAMILY = Family(
     parts=(
         Keys(
             {
-                **parts.keys(head_dim=256, tie=True),
+                **parts.keys(head_dim=256, tie=True, qk_norm=True),
                 "hidden_act": parts.activation("gelu_pytorch_tanh", paths=()),  # not what the layers use
                 "hidden_activation": parts.activation("gelu_pytorch_tanh"),
-                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-6),
                 "attention_bias": parts.biases(),
                 "query_pre_attn_scalar": parts.inverse_root("mixer.scale", 256.0),
                 "attn_logit_softcapping": parts.cap("mixer.soft_cap"),
@@ -32,7 +31,7 @@ FAMILY = Family(
         ),
         Only("use_bidirectional_attention", (False,), "the model is causal"),
         parts.ScaledEmbedding(),
-        parts.Windows(lambda c, i: bool((i + 1) % c.integer("sliding_window_pattern", default=6)), size=4096),
+        parts.Windows(lambda c, i: bool((i + 1) % parts.positive(c, "sliding_window_pattern", 6)), size=4096),
         Rope(theta=1_000_000.0, local="rope_local_base_freq"),
     ),
     tensors={**parts.tensors(), **parts.sandwich_norms(), **parts.qk_norms()},

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.interop import layout, parts
-from jaxlm.interop.family import Family, Keys
+from jaxlm.interop.family import Family
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
 from jaxlm.norm.layer import LayerNorm
 from jaxlm.position.rotary import Rotary
 
 H = "transformer.h.{layer}."
-GPT2_ONLY = ("n_positions", "scale_attn_weights")
 
 
 FAMILY = Family(
@@ -26,7 +25,7 @@ FAMILY = Family(
     ),
     model={"head_bias": True},
     parts=(
-        Keys({name: key for name, key in parts.gpt2_keys("gelu_new", tie=False).items() if name not in GPT2_ONLY}),
+        parts.gpt2_keys("gelu_new", tie=False, learned=False),
         parts.RotaryDim(),
     ),
     depth=("n_layer", "num_hidden_layers"),

@@ -18,7 +18,7 @@ FAMILY = Family(
         Keys(
             {
                 **parts.keys(),
-                "attention_bias": Key(("mixer.qkv_bias", "mixer.out_bias"), bool, False),
+                "attention_bias": parts.biases(),
                 "mlp_bias": Key("ffn.bias", bool, False),
             }
         ),

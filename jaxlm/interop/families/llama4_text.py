@@ -28,7 +28,7 @@ class DenseLayers:
     """Layers without experts: all but every so many, or but those listed."""
 
     def read(self, c: Config, draft: Draft) -> None:
-        step, depth = c.integer("interleave_moe_layer_step", default=1), len(draft.blocks)
+        step, depth = parts.positive(c, "interleave_moe_layer_step", 1), len(draft.blocks)
         sparse = c.sequence("moe_layers", default=list(range(step - 1, depth, step)))
         hidden = c.integer("intermediate_size_mlp", default=16384)
         for i, block in enumerate(draft.blocks):

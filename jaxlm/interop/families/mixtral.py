@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import parts
+from jaxlm.interop import experts, parts
 from jaxlm.interop.family import Family, Key, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
@@ -29,5 +29,5 @@ FAMILY = Family(
         parts.Windows(listed=False),
         Rope(theta=1_000_000.0),
     ),
-    tensors={**parts.tensors(), **parts.experts(parts.LAYER + "block_sparse_moe.", "w1", "w3", "w2")},
+    tensors={**parts.tensors(), **experts.tensors(parts.LAYER + "block_sparse_moe.", "w1", "w3", "w2")},
 )

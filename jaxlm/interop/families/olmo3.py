@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop import parts
-from jaxlm.interop.family import Family, Key, Keys
+from jaxlm.interop.family import Family, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
@@ -17,8 +17,7 @@ FAMILY = Family(
     parts=(
         Keys(
             {
-                **parts.keys(default_eps=1e-5),
-                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-5),
+                **parts.keys(default_eps=1e-5, qk_norm=True),
                 "attention_bias": parts.biases(),
             }
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
-from jaxlm.interop import parts
+from jaxlm.interop import experts, parts
 from jaxlm.interop.family import Family, Key, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
@@ -18,10 +18,9 @@ FAMILY = Family(
     parts=(
         Keys(
             {
-                **parts.keys(),
+                **parts.keys(default_eps=1e-5, qk_norm=True),
                 "intermediate_size": Key("ffn.expert.hidden"),
                 "hidden_act": parts.activation("silu", paths="ffn.expert.activation"),
-                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-5),
                 "num_experts": Key("ffn.experts", default=64, also=("num_local_experts",)),
                 "num_experts_per_tok": Key("ffn.router.top_k", default=8),
                 "norm_topk_prob": Key("ffn.router.normalize", bool, False),
@@ -31,5 +30,5 @@ FAMILY = Family(
         ),
         Rope(),
     ),
-    tensors={**parts.tensors(), **parts.joint_qk_norms(), **parts.experts()},
+    tensors={**parts.tensors(), **parts.joint_qk_norms(), **experts.tensors()},
 )

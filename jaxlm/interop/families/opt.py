@@ -56,7 +56,6 @@ FAMILY = Family(
         Ends(),
         Only("layer_norm_elementwise_affine", (True,), "norms have gains"),
     ),
-    prefix="model.",
     tensors={
         **layout.ends("model.decoder.embed_tokens", "model.decoder.final_layer_norm", "lm_head"),
         "position/learned/table": plain("model.decoder.embed_positions.weight"),

@@ -24,7 +24,7 @@ FAMILY = Family(
                 "hidden_act": parts.activation("relu2"),
             }
         ),
-        parts.HeadNorms("qk_layernorm", default=True),
+        parts.HeadNorms("qk_layernorm", LayerNorm(), default=True),
         Rope(fraction=0.5),
     ),
     tensors={

@@ -28,7 +28,7 @@ FAMILY = Family(
                 "hidden_act": parts.activation("gelu_new"),
             }
         ),
-        parts.HeadNorms("qk_layernorm"),
+        parts.HeadNorms("qk_layernorm", LayerNorm()),
         Rope(fraction=0.5),
     ),
     tensors={

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import layout, parts
+from jaxlm.interop import experts, layout, parts
 from jaxlm.interop.family import Family, Key, Keys
 from jaxlm.interop.layout import transposed
 from jaxlm.interop.rope import Rope
@@ -36,7 +36,7 @@ FAMILY = Family(
                 "qkv_bias": Key("mixer.qkv_bias", bool, True),
             }
         ),
-        parts.DenseLayers(),
+        experts.DenseLayers(),
         parts.Windows(
             lambda c, i: i % 2 == 0 and i < c.integer("max_window_layers", default=28),
             switch="use_sliding_window",
@@ -47,7 +47,7 @@ FAMILY = Family(
     ),
     tensors={
         **parts.tensors(),
-        **parts.experts(),
+        **experts.tensors(),
         **layout.glu(S + "gate_proj", S + "up_proj", S + "down_proj", "ffn/shared"),
         "ffn/shared_gate": transposed(parts.LAYER + "mlp.shared_expert_gate.weight"),
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import parts
+from jaxlm.interop import experts, parts
 from jaxlm.interop.family import Family, Key, Keys
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
@@ -19,24 +19,23 @@ FAMILY = Family(
     parts=(
         Keys(
             {
-                **parts.keys(),
+                **parts.keys(qk_norm=True),
                 "intermediate_size": Key(()),  # of plain layers
                 "moe_intermediate_size": Key("ffn.expert.hidden"),
                 "hidden_act": parts.activation("silu", paths="ffn.expert.activation"),
                 "num_experts": Key("ffn.experts", also=("num_local_experts",)),
                 "num_experts_per_tok": Key("ffn.router.top_k"),
                 "norm_topk_prob": Key("ffn.router.normalize", bool, False),
-                "rms_norm_eps": Key(("norm.eps", "mixer.qk_norm.eps"), float, 1e-6),
                 "attention_bias": parts.biases(),
             }
         ),
-        parts.DenseLayers(),
+        experts.DenseLayers(),
         parts.Windows(listed=False, switch="use_sliding_window", counted=False),
         Rope(),
     ),
     tensors={
         **parts.tensors(),
         **parts.qk_norms(),
-        **parts.experts(),
+        **experts.tensors(),
     },
 )

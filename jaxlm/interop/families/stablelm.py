@@ -24,7 +24,7 @@ FAMILY = Family(
                 "use_parallel_residual": parts.parallel("parallel_shared", False),
             }
         ),
-        parts.HeadNorms("qk_layernorm", bias=False),
+        parts.HeadNorms("qk_layernorm", LayerNorm(bias=False)),
         Rope(fraction=0.25),
     ),
     tensors={
