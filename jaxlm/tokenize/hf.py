@@ -69,10 +69,12 @@ class HfTokenizer(Tokenizer):
         raise ConfigError(f"train it with the library tokenizers, save a {FILE}, and load that with HfTokenizer(path)")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HfTokenizer) and self._digest == other._digest
+        if not isinstance(other, HfTokenizer):
+            return False
+        return self.path == other.path or bool(self.path and other.path and self._digest == other._digest)
 
     def __hash__(self) -> int:
-        return hash(self._digest)
+        return hash(self._digest if self.path else "")
 
     # Vocabulary.
 
@@ -174,7 +176,7 @@ class HfTokenizer(Tokenizer):
             _require_file(path)
             folder, found = path, {}
         else:
-            require(path.is_file(), f"{path}: no such file or folder; expected a folder with a {FILE}")
+            require(path.is_file(), f"HfTokenizer.path: {path}: no such file or folder; expected a folder with a {FILE}")
             content = _read(path)
             if content.get("format") == FORMAT and isinstance(content.get("files"), dict):
                 return content["files"]
