@@ -1,8 +1,8 @@
 """Slots: tables of interchangeable methods, one method a file, imported on first use.
 
 A slot is a package whose ``__init__.py`` holds a dict ``METHODS`` from the registered name to ``"module:Class"`` (the
-module relative to the package; families of checkpoints are data, and theirs name an object). Nothing is imported until a method is asked for by name, so listing names is free and a
-room's optional dependency costs only those who use it.
+module relative to the package; families of checkpoints are data, and theirs name an object). Nothing is imported until
+a method is asked for by name, so listing names is free and a room's optional dependency costs only those who use it.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class HfTokenizer(Tokenizer):
             _require_file(path)
             folder, found = path, {}
         else:
-            require(path.is_file(), f"HfTokenizer.path: {path}: no such file or folder; expected a folder with a {FILE}")
+            require(path.is_file(), f"HfTokenizer.path: {path} is no file or folder; expected a folder with a {FILE}")
             content = _read(path)
             if content.get("format") == FORMAT and isinstance(content.get("files"), dict):
                 return content["files"]

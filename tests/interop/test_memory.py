@@ -28,7 +28,7 @@ from jaxlm.dist import Mesh, make_mesh
 folder, devices = sys.argv[1], int(sys.argv[2])
 mesh = make_mesh(Mesh(data=1, fsdp=devices)) if devices > 1 else None
 jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((64, 64))))
-import safetensors, jaxlm.interop.load  # what only loading imports
+import jaxlm.interop.load  # what only loading imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model, params = jaxlm.load_hf(folder, mesh=mesh)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -15,7 +15,9 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Context, Dims, PositionEncoding
 from jaxlm.mixer.attention import Attention
 from jaxlm.model import decoder
+from jaxlm.position.rotary import Rotary
 from jaxlm.position.t5_bias import bucket
+from jaxlm.position.temperature import Temperature
 from tests.tiny import close, draw_params, jit, tiny
 
 BATCH, LENGTH, WIDTH = 2, 9, 24
@@ -218,7 +220,26 @@ def test_learned_rows_and_nothing_outside_the_table(offset):
     assert np.isnan(rows[0, 2:]).all()
 
 
-DRAWING = [name for name in position.METHODS if registry.get("position", name).draw is not PositionEncoding.draw]
+def test_temperature():
+    """1 + rate ln(1 + floor((i + 1) / step)) times the queries, nothing to the keys, over the inner encoding."""
+    inner = Rotary(base=50.0)
+    q, k = np.random.default_rng(0).standard_normal((2, 1, 9, 2, 4)).astype(np.float32)
+    at = np.arange(9, dtype=np.int32)[None] * 3
+    ((turned, keys, region),) = Temperature(inner, rate=0.4, step=5).views({}, q, k, at, at, None)
+    sharpness = [1 + 0.4 * math.log(1 + (i + 1) // 5) for i in at[0].tolist()]
+    np.testing.assert_allclose(turned, inner.rotate({}, q, at, None) * np.asarray(sharpness)[:, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(keys, inner.rotate({}, k, at, None))
+    assert region is None
+    with pytest.raises(ConfigError, match="Temperature.inner"):
+        Temperature("learned")
+
+
+# Those that draw; others that have the hook pass it on to the encoding they wrap.
+DRAWING = [
+    name
+    for name in position.METHODS
+    if (cls := registry.get("position", name)).draw is not PositionEncoding.draw and hasattr(cls, "max_position")
+]
 
 
 @pytest.mark.parametrize("name", DRAWING)

@@ -273,7 +273,7 @@ def test_bad_folders(tmp_path, folders, files, message):
     ("call", "message"),
     [
         (lambda t: HfTokenizer().vocab_size, "HfTokenizer.path: name a folder with a tokenizer.json"),
-        (lambda t: HfTokenizer("no/such"), "no/such: no such file or folder"),
+        (lambda t: HfTokenizer("no/such"), "no/such is no file or folder"),
         (lambda t: HfTokenizer.train(["a"]), "train it with the library tokenizers"),
         (lambda t: t["byte_level"].decode([302]), r"token id 302 is outside the 'hf' tokenizer's 0\.\.301"),
         (lambda t: t["word_piece"].decode([120]), "token id 120"),

@@ -1,4 +1,4 @@
-"""Dynamic NTK (bloc97, emozilla 2023): the base grows with the context, b' = b (s n / L - (s - 1))^(d / (d - 2)), n > L.
+"""Dynamic NTK (bloc97, emozilla 2023): the base grows with the context n, b' = b (s n / L - (s - 1))^(d / (d - 2)).
 
 Learned: nothing. Claimed: no fine-tuning, and nothing changes up to the training length L. While the context grows, all
 cached keys are seen under the current frequencies; they are kept un-rotated for that.
