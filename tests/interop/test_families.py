@@ -16,7 +16,7 @@ import pytest
 import jaxlm
 from jaxlm.core import registry
 from jaxlm.core.errors import ConfigError
-from jaxlm.dist import Mesh, make_mesh, param_shardings
+from jaxlm.dist import Mesh, make_mesh, param_shardings, use_mesh
 from jaxlm.interop import load
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Family, different, group
@@ -179,6 +179,16 @@ def test_onto_a_mesh(name, chunk, monkeypatch):
     places = param_shardings(mesh, decoder.param_specs(model.spec))
     assert jax.tree.all(jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim), params, places))
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_generate_on_a_mesh(name):
+    """What was loaded onto eight devices continues as on one."""
+    mesh, expected = make_mesh(Mesh(data=2, fsdp=2, tensor=2)), recorded(name)
+    model, params = jaxlm.load_hf(DATA / name, mesh=mesh)
+    with use_mesh(mesh):
+        out = jaxlm.generate(model, params, expected["input_ids"], expected["greedy"].shape[1])
+    np.testing.assert_array_equal(out, expected["greedy"])
 
 
 def test_parameters_taken_apart_are_saved_alike(tmp_path):
