@@ -2,9 +2,9 @@
 
 Parameters are a nested dict:
 
-    embed/table [V, D]    embed_norm/...    position/<name>/...
+    embed/{table [V, D], up}    embed_norm/...    position/<name>/...
     group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
-    final_norm/...        head/{kernel [D, V], bias [V]}
+    final_norm/...        head/{down, kernel [D, V], bias [V]}
 
 A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
 form in which a decode loop wants them; every function here takes either.
@@ -31,6 +31,7 @@ from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
 from jaxlm.ffn.base import Aux
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import Block, ModelSpec
+from jaxlm.ops.dense import dense
 
 POLICIES: dict[str, Any] = {
     "full": None,
@@ -90,9 +91,12 @@ def max_positions(spec: ModelSpec) -> int | None:
 def param_specs(spec: ModelSpec) -> Specs:
     """Every parameter of the model. Raises `ConfigError` for widths that do not divide and the like."""
     dims = dims_of(spec)
+    inner = spec.embed_width or spec.width
     specs: Specs = {
-        "embed": {"table": ParamSpec((spec.vocab_size, spec.width), ("vocab", "embed"), Normal(spec.width**-0.5), (1,))}
+        "embed": {"table": ParamSpec((spec.vocab_size, inner), ("vocab", "embed"), Normal(inner**-0.5), (1,))}
     }
+    if spec.embed_width:
+        specs["embed"]["up"] = ParamSpec((inner, spec.width), (None, "embed"))
     if spec.embed_norm is not None:
         specs["embed_norm"] = spec.embed_norm.params(spec.width)
     shared = {name: e.params(d) for name, (e, d) in position_encodings(spec).items() if e.scope == "model"}
@@ -104,8 +108,10 @@ def param_specs(spec: ModelSpec) -> Specs:
     if spec.norm is not None:
         specs["final_norm"] = spec.norm.params(spec.width)
     head: Specs = {}
+    if spec.embed_width:
+        head["down"] = ParamSpec((spec.width, inner), ("embed", None))
     if not spec.tied_head:
-        head["kernel"] = ParamSpec((spec.width, spec.vocab_size), ("embed", "vocab"), FanIn())
+        head["kernel"] = ParamSpec((inner, spec.vocab_size), ("embed", "vocab"), FanIn())
     if spec.head_bias:
         head["bias"] = ParamSpec((spec.vocab_size,), ("vocab",), zeros, decay=False)
     return {**specs, "head": head} if head else specs
@@ -256,6 +262,8 @@ def _scan_layers(
 
 def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D]."""
+    if spec.embed_width:
+        hidden = dense(hidden, params["head"]["down"])
     kernel = params["embed"]["table"].T if spec.tied_head else params["head"]["kernel"]
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if spec.head_bias:
@@ -343,6 +351,7 @@ def forward(
         table = dist.constrain(params["embed"]["table"], ("vocab", None))
         x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
         x = x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
+        x = dense(x, params["embed"]["up"]) if spec.embed_width else x
     else:
         x = inputs_embeds.astype(dtype)
     shared = {}

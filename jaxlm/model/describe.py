@@ -31,9 +31,9 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
     matmuls = sum(
         math.prod(leaf.full_shape) * leaf.active
         for path, leaf in flatten(specs)
-        if leaf.decay and not path.startswith(("embed/", "position/"))
+        if leaf.decay and not path.startswith(("embed/table", "position/"))
     )
-    head = spec.vocab_size * spec.width if spec.tied_head else 0
+    head = spec.vocab_size * (spec.embed_width or spec.width) if spec.tied_head else 0
     dims = decoder.dims_of(spec)
     mixing = sum(
         block.mixer.flops(dims, length)

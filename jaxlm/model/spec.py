@@ -105,6 +105,8 @@ class ModelSpec(Spec):
       layers: groups of blocks, first to last.
       norm: the final norm, or None.
       embed_norm: a norm of the embeddings, positions added (BLOOM), or None.
+      embed_width: of the embedding table and the head, which learned projections join to the model's (ALBERT's
+        factorised embedding; OPT 350M); 0 for the model's own.
       tied_head: the output projection is the transposed embedding.
       head_bias: whether the logits have a learned offset (GPT-J, Phi), tied or not.
       dtype: of activations and matmuls, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Parameters, positions, softmax,
@@ -123,6 +125,7 @@ class ModelSpec(Spec):
     layers: tuple[Group, ...] = (Group(),)
     norm: Any = slot("norm", "rms", optional=True)
     embed_norm: Any = slot("norm", None, optional=True)
+    embed_width: int = 0
     tied_head: bool = False
     head_bias: bool = False
     dtype: str = "float32"
@@ -135,6 +138,7 @@ class ModelSpec(Spec):
 
     def check(self) -> None:
         require(self.vocab_size > 0 and self.width > 0, "ModelSpec: expected positive vocab_size and width")
+        require(self.embed_width >= 0, f"ModelSpec.embed_width: expected a number >= 0, got {self.embed_width}")
         require(self.layers, "ModelSpec.layers: expected at least one Group")
         choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("ModelSpec.remat", self.remat, REMAT)

@@ -153,6 +153,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "do_layer_norm_before": False, "enable_bias": False,
         },
     ),
+    "opt_350m": (
+        "OPT",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS,
+            "ffn_dim": HIDDEN, "max_position_embeddings": 64, "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+        },
+    ),
     "stablelm": ("StableLm", {**LLAMA, "use_qkv_bias": True, **rope(partial_rotary_factor=0.4)}),
     "stablelm_qk_norm": (
         "StableLm", {**LLAMA, "qk_layernorm": True, "use_parallel_residual": True, **rope(partial_rotary_factor=0.4)}

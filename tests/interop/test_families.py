@@ -121,7 +121,7 @@ def test_a_change_of_the_model_is_written_or_refused(name):
     spec = model.spec
     changes = [
         {"embed_multiplier": 2.5}, {"logit_multiplier": 0.3}, {"logit_soft_cap": 7.0}, {"residual_multiplier": 0.4},
-        {"tied_head": not spec.tied_head}, {"head_bias": not spec.head_bias}, {"norm": None},
+        {"embed_width": 8}, {"tied_head": not spec.tied_head}, {"head_bias": not spec.head_bias}, {"norm": None},
     ]  # fmt: skip
     blocks = [block for g in spec.layers for _ in range(g.repeats) for block in g.pattern]
     for field in ("heads", "soft_cap", "qkv_bias", "qkv_clip", "sinks", "mask", "scale"):

@@ -198,6 +198,25 @@ def test_head_multipliers_and_caps():
     assert "final_norm" not in decoder.param_specs(bare)
 
 
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_narrow_embeddings(tied_head):
+    """A factorised table is the product of its factors, at both ends; every parameter is counted once."""
+    narrow = tiny(ROTARY, embed_width=6, tied_head=tied_head)
+    params = params_of(narrow)
+    assert params["embed"]["table"].shape == (narrow.vocab_size, 6)
+    kernel = params["embed"]["table"].T if tied_head else params["head"]["kernel"]
+    wide = {
+        **params,
+        "embed": {"table": params["embed"]["table"] @ params["embed"]["up"]},
+        "head": {"kernel": params["head"]["down"] @ kernel},
+    }
+    close(logits(narrow, params), logits(tiny(ROTARY), wide), 3e-6)
+    size = sum(array.size for array in jax.tree.leaves(params))
+    assert f"parameters: {size:,}" in jaxlm.describe(jaxlm.LanguageModel(narrow))
+    with pytest.raises(ConfigError, match="embed_width"):
+        tiny(ROTARY, embed_width=-1)
+
+
 def test_a_norm_of_the_embeddings():
     """After their multiplier and the added positions: what comes in at the first layer is the norm's result."""
     position = {"name": "learned", "args": {"size": 10}}

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022): learned positions from row 2 on, ReLU; the 350M model has its norms after the residuals."""
+"""OPT (Zhang et al. 2022): learned positions from row 2 on, ReLU; 350M: norms after residuals, narrow embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxlm.ffn.mlp import Mlp
 from jaxlm.interop import layout, parts
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft, Family, Key, Keys, Only
-from jaxlm.interop.layout import plain
+from jaxlm.interop.layout import plain, transposed
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.norm.layer import LayerNorm
@@ -22,14 +22,15 @@ class Ends:
 
     def read(self, c: Config, draft: Draft) -> None:
         width = parts.width_of(c)
-        c.only("word_embed_proj_dim", (width,), "embeddings are as wide as the model")
+        inner = c.integer("word_embed_proj_dim", default=width)
+        draft.set("model.embed_width", 0 if inner == width else inner)
         removed = c.flag("_remove_final_layer_norm", default=False)
         if removed or draft.blocks[0].placement != "pre":
             draft.set("model.norm", None)
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         removed = blocks[0].placement == "pre" and spec.norm is None
-        return {"word_embed_proj_dim": spec.width, "_remove_final_layer_norm": removed}
+        return {"word_embed_proj_dim": spec.embed_width or spec.width, "_remove_final_layer_norm": removed}
 
 
 FAMILY = Family(
@@ -58,6 +59,8 @@ FAMILY = Family(
     ),
     tensors={
         **layout.ends("model.decoder.embed_tokens", "model.decoder.final_layer_norm", "lm_head"),
+        "embed/up": transposed("model.decoder.project_in.weight"),
+        "head/down": transposed("model.decoder.project_out.weight"),
         "position/learned/table": plain("model.decoder.embed_positions.weight"),
         **layout.norm("mixer_norm", L + "self_attn_layer_norm"),
         **layout.norm("ffn_norm", L + "final_layer_norm"),
