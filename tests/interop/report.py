@@ -53,10 +53,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def main(folder: Path) -> None:
-    found = differences()
+    record = {**provenance.collect(), "largest_logit_difference": (found := differences())}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.txt").write_text(table(found), encoding="utf-8")
-    record = {**provenance.collect(), "largest_logit_difference": found}
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(found), end="")
 
