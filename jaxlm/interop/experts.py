@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.interop import layout
@@ -75,4 +77,14 @@ def corrected() -> dict[str, layout.Layout]:
         **tensors(),
         "ffn/router/correction": layout.plain(LAYER + "mlp.gate.e_score_correction_bias"),
         **layout.glu(shared + "gate_proj", shared + "up_proj", shared + "down_proj", "ffn/shared"),
+    }
+
+
+def stacked(at: str) -> dict[str, layout.Layout]:
+    """Granite's tensors: a router, all experts' gates and ups in one, their outputs in another."""
+    gate, up = (layout.Piece("E D F", "E F D", np.s_[..., i]) for i in (0, 1))
+    return {
+        "ffn/router/kernel": layout.transposed(at + "router.layer.weight"),
+        "ffn/experts/in": layout.piecewise(at + "input_linear.weight", gate, up, axis=1),
+        "ffn/experts/out": layout.piecewise(at + "output_linear.weight", layout.Piece("E F D", "E D F")),
     }

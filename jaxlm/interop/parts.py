@@ -84,6 +84,16 @@ def inverse_root(path: str, default: Any) -> Key:
     return Key(path, float, default, lambda value: value**-0.5, lambda scale: whole(round(scale**-2, 9)))
 
 
+def multipliers() -> dict[str, Key]:
+    """Granite's factors of embeddings, residuals, attention and logits."""
+    return {
+        "embedding_multiplier": multiplier("model.embed_multiplier"),
+        "residual_multiplier": multiplier("model.residual_multiplier"),
+        "attention_multiplier": multiplier("mixer.scale"),
+        "logits_scaling": divisor("model.logit_multiplier"),
+    }
+
+
 def biases(default: bool = False, *also: str) -> Key:
     """Offsets of q, k, v and the output."""
     return Key(("mixer.qkv_bias", "mixer.out_bias"), bool, default, also=also)

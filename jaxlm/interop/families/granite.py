@@ -20,10 +20,7 @@ FAMILY = Family(
                 **parts.keys(),
                 "attention_bias": parts.biases(),
                 "mlp_bias": Key("ffn.bias", bool, False),
-                "embedding_multiplier": parts.multiplier("model.embed_multiplier"),
-                "residual_multiplier": parts.multiplier("model.residual_multiplier"),
-                "attention_multiplier": parts.multiplier("mixer.scale"),
-                "logits_scaling": parts.divisor("model.logit_multiplier"),
+                **parts.multipliers(),
             }
         ),
         Rope(),

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import parts
+from jaxlm.interop import experts, parts
 from jaxlm.interop.family import Family, Key, Keys
-from jaxlm.interop.layout import Piece, piecewise, transposed
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block
-
-M = parts.LAYER + "block_sparse_moe."
 
 FAMILY = Family(
     model_type="granitemoe",
@@ -30,23 +25,13 @@ FAMILY = Family(
                 "num_local_experts": Key("ffn.experts", default=8, also=("num_experts",)),
                 "num_experts_per_tok": Key("ffn.router.top_k", default=2),
                 "attention_bias": parts.biases(),
-                "embedding_multiplier": parts.multiplier("model.embed_multiplier"),
-                "residual_multiplier": parts.multiplier("model.residual_multiplier"),
-                "attention_multiplier": parts.multiplier("mixer.scale"),
-                "logits_scaling": parts.divisor("model.logit_multiplier"),
+                **parts.multipliers(),
             }
         ),
         Rope(),
     ),
     tensors={
         **parts.tensors(),
-        "ffn/router/kernel": transposed(M + "router.layer.weight"),
-        "ffn/experts/in": piecewise(
-            M + "input_linear.weight",
-            Piece("E D F", "E F D", np.s_[..., 0]),
-            Piece("E D F", "E F D", np.s_[..., 1]),
-            axis=1,
-        ),
-        "ffn/experts/out": piecewise(M + "output_linear.weight", Piece("E F D", "E D F")),
+        **experts.stacked(parts.LAYER + "block_sparse_moe."),
     },
 )

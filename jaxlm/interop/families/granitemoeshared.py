@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from jaxlm.ffn.glu import Glu
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.interop import parts
+from jaxlm.interop import experts, parts
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft, Family, Key, Keys
-from jaxlm.interop.layout import Piece, piecewise, transposed
 from jaxlm.interop.rope import Rope
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, ModelSpec
 
-M = parts.LAYER + "block_sparse_moe."
 S = parts.LAYER + "shared_mlp."
 
 
@@ -48,10 +44,7 @@ FAMILY = Family(
                 "num_local_experts": Key("ffn.experts", default=8, also=("num_experts",)),
                 "num_experts_per_tok": Key("ffn.router.top_k", default=2),
                 "attention_bias": parts.biases(),
-                "embedding_multiplier": parts.multiplier("model.embed_multiplier"),
-                "residual_multiplier": parts.multiplier("model.residual_multiplier"),
-                "attention_multiplier": parts.multiplier("mixer.scale"),
-                "logits_scaling": parts.divisor("model.logit_multiplier"),
+                **parts.multipliers(),
             }
         ),
         Shared(),
@@ -59,14 +52,7 @@ FAMILY = Family(
     ),
     tensors={
         **parts.tensors(),
-        "ffn/router/kernel": transposed(M + "router.layer.weight"),
-        "ffn/experts/in": piecewise(
-            M + "input_linear.weight",
-            Piece("E D F", "E F D", np.s_[..., 0]),
-            Piece("E D F", "E F D", np.s_[..., 1]),
-            axis=1,
-        ),
+        **experts.stacked(parts.LAYER + "block_sparse_moe."),
         **parts.fused_gated(S + "input_linear", S + "output_linear", "ffn/shared"),
-        "ffn/experts/out": piecewise(M + "output_linear.weight", Piece("E F D", "E D F")),
     },
 )
