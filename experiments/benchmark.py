@@ -47,11 +47,11 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
     from experiments import provenance
 
+    record = {**provenance.collect(), "suite": SUITE.value, **results}  # before a file of ours changes the tree
     folder = Path(WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     text = suite.table(results)
     (folder / f"{SUITE.value}.txt").write_text(text, encoding="utf-8")
-    record = {**provenance.collect(), "suite": SUITE.value, **results}
     (folder / f"{SUITE.value}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(text, end="")
 
