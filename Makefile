@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all test-aot compile-tests lint bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -22,6 +22,12 @@ test: $(VENV)/.with-test ## the suite of a CPU-only computer
 
 test-all: $(VENV)/.with-test $(VENV)/.with-torch ## the same with the slow tests and the comparisons with PyTorch
 	$(PYTEST) -m "not tpu and not gpu and not aot"
+
+test-aot: ## kernels through the compilers for TPU and CUDA, with no chip there, in .venv-aot
+	@$(MAKE) --no-print-directory VENV=.venv-aot compile-tests
+
+compile-tests: $(VENV)/.with-aot $(VENV)/.with-test
+	$(RUN) -m pytest -m aot
 
 lint: $(VENV)/.with-dev ## ruff and pyright
 	$(RUN) -m ruff check .

@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark --suite=train_step --workdir=runs/bench
     python -m experiments.benchmark --suite=decode --workdir=runs/bench
+    python -m experiments.benchmark --suite=attention --workdir=runs/bench
 
 All contestants live in this process and take turns (`experiments.race`). Writes <suite>.json with command, commit,
 hardware and versions, and prints the table that it also writes to <suite>.txt.
@@ -26,7 +27,7 @@ from absl import app, flags, logging  # noqa: E402
 
 from jaxlm.core.errors import ConfigError, choose  # noqa: E402
 
-SUITES = ("train_step", "decode")
+SUITES = ("train_step", "decode", "attention")
 
 SUITE = flags.DEFINE_string("suite", "train_step", f"what to measure: {', '.join(SUITES)}")
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "folder for the JSON")

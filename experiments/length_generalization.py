@@ -22,14 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from experiments import flags as config_flags
 from experiments import length_generalization_report as report
 from experiments import provenance
+from experiments.small_models import REPLOT, train, training_batch
 from jaxlm.core.config import Spec, require, slot, to_dict
-from jaxlm.data.batch import pad_batch
 from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.base import Task
 from jaxlm.mixer.attention import Attention
@@ -39,12 +38,10 @@ from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.progress import Progress
-from jaxlm.train.step import Trainer, TrainState
+from jaxlm.train.step import Trainer
 from jaxlm.train.workdir import claim_workdir
 
-REPLOT = flags.DEFINE_bool(
-    "replot", False, "draw the figures and print the table from results.csv alone; train nothing"
-)
+flags.declare_key_flag("replot")  # so that --help shows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +146,6 @@ def model_spec(config: RunConfig, encoding: Encoding) -> ModelSpec:
     return dataclasses.replace(config.model, layers=groups)
 
 
-def training_batch(rows: list[Any], length: int) -> dict[str, np.ndarray]:
-    """A batch without segment ids: under a causal mask, padding on the right is seen by nobody whose loss counts."""
-    batch = pad_batch(rows, length)
-    return {name: batch[name] for name in ("tokens", "targets", "weights")}
-
-
 @jax.jit(static_argnums=0)
 def exact_matches(model: Decoder, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """Boolean [B]: the model's first choice is right at every weighted target of the row."""
@@ -176,24 +167,6 @@ def evaluate(model: Decoder, params: Any, task: Task, examples: int, seed: int) 
     return out
 
 
-def train(
-    trainer: Trainer,
-    chunk: Callable[..., Any],
-    loader: Loader,
-    config: RunConfig,
-    report_steps: Callable[[int, Any], None],
-) -> TrainState:
-    """Trains one model; ``chunk`` is the compiled scan of `Trainer.step` over a stack of batches."""
-    state = trainer.init(seed=loader.seed)
-    for start in range(0, trainer.total_steps, config.steps_per_call):
-        steps = range(start, min(start + config.steps_per_call, trainer.total_steps))
-        batches = [loader(step) for step in steps]
-        state, metrics = chunk(state, {name: np.stack([b[name] for b in batches]) for name in batches[0]})
-        trainer.optimizer.stop_if_stuck(int(metrics["skipped_in_a_row"][-1]), steps[-1] + 1)
-        report_steps(len(steps), metrics)
-    return state
-
-
 def run_pair(
     config: RunConfig,
     study: Study,
@@ -210,7 +183,7 @@ def run_pair(
     loader = Loader(task, config.batch_size, collate=lambda rows: training_batch(rows, size))
     for seed in seeds:
         began = time.monotonic()
-        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config, report_steps)
+        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config.steps_per_call, report_steps)
         params = trainer.averaged(state)
         scores = evaluate(trainer.model, params, task, config.eval_examples, seed)
         finish(report.task_label(task), encoding.label, seed, scores, time.monotonic() - began)

@@ -14,7 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers")
+PACKAGES = (
+    "jaxlm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "torch",
+    "transformers",
+    "libtpu",
+    "jax-cuda13-plugin",
+    "nvidia-cuda-nvcc",
+)
 
 
 def collect() -> dict[str, Any]:

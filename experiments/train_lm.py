@@ -97,10 +97,16 @@ class RunConfig(Spec):
     start: str = ""
 
     def check(self) -> None:
+        marks = () if self.model.edit is None else self.model.edit.marks(self.model.vocab_size)
         needed, limit = self.data.tokenizer.vocab_size, decoder.max_positions(self.model)
         require(
             self.model.vocab_size >= needed,
             f"model.vocab_size {self.model.vocab_size} is smaller than the tokenizer's vocabulary of {needed}",
+        )
+        require(
+            all(mark >= needed for mark in marks),
+            f"model.edit writes token {max(marks, default=0)}, which is one of the tokenizer's {needed}; "
+            f"model.vocab_size {needed + 1} has room for another",
         )
         require(
             limit is None or self.data.length <= limit,

@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"configs"},
     {"experiments"},
-    {"experiments.peers"},  # other libraries at the same work, for benchmarks
+    {"experiments.peers", "experiments.aot"},  # other libraries at the same work; compilers for chips that are not there
     {"jaxlm"},  # jaxlm/__init__.py, the public names
     {"jaxlm.eval"},
     {"jaxlm.train", "jaxlm.decode", "jaxlm.interop", "jaxlm.compress"},
     {"jaxlm.model"},
     {"jaxlm.mixer", "jaxlm.objective"},
-    {"jaxlm.position", "jaxlm.attention", "jaxlm.cache", "jaxlm.ffn", "jaxlm.norm"},
+    {"jaxlm.position", "jaxlm.attention", "jaxlm.cache", "jaxlm.ffn", "jaxlm.norm", "jaxlm.edit"},
     {"jaxlm.dist"},
     {"jaxlm.ops"},
     {"jaxlm.tokenize", "jaxlm.data"},
@@ -45,7 +45,7 @@ ONLY_SEES = {
 }
 
 # The methods of a slot do not import each other, but for a method that is the algebra others are written in.
-FOUNDATIONS = {"jaxlm.attention.mask"}
+FOUNDATIONS = {"jaxlm.attention.mask", "jaxlm.attention.data_mask"}
 
 # What a room may import from outside when its module is loaded; anything heavier is imported inside a function.
 OUTSIDE = {

@@ -1,9 +1,23 @@
-"""Attention's parts as data: masks (which key a query sees). One file holds the mask algebra."""
+"""Attention's parts as data: masks (which key a query sees) and the patterns made of them."""
 
 METHODS = {
     "causal": "mask:Causal",
     "bidirectional": "mask:Bidirectional",
     "window": "mask:Window",
+    "dilated": "mask:Dilated",
+    "strided": "mask:Strided",
     "chunked": "mask:Chunked",
-    "both": "mask:Both",
+    "sinks": "mask:Sinks",
+    "prefix": "mask:Prefix",
+    "lambda": "mask:Lambda",
+    "segments": "data_mask:Segments",
+    "anchor": "data_mask:Anchor",
+    "globals": "data_mask:Globals",
+    "diagonals": "data_mask:Diagonals",
+    "blocks": "data_mask:Blocks",
+    "block_band": "mask:BlockBand",
+    "and": "mask:And",
+    "or": "mask:Or",
+    "not": "mask:Not",
+    "per_head": "mask:PerHead",
 }

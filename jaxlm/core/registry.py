@@ -20,6 +20,7 @@ ROOMS = {
     "norm": "jaxlm.norm",
     "mask": "jaxlm.attention",
     "cache": "jaxlm.cache",
+    "sequence_edit": "jaxlm.edit",
     "objective": "jaxlm.objective",
     "processor": "jaxlm.decode.processors",
     "task": "jaxlm.data.tasks",

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 
 from jaxlm.core.config import Spec
+from jaxlm.core.mask import Mask
 
 Params = Mapping[str, Any]
 Specs = dict[str, Any]
@@ -41,6 +42,7 @@ class Context:
       positions: int32 [B or 1, L].
       segment_ids: int32 [B, L], or None for one document per row. 0 marks padding: it is attended by nobody.
       ordered: positions rise along the row within each segment, which lets causal paths skip what lies ahead.
+      slots: positions are 0, 1, 2, ... in every row, known before anything is traced: block maps are then static.
       train: dropout and other training-only behaviour on.
       rng: a key when ``train`` needs one.
       length: int32 scalar, the length that dynamic position scalings scale for; None for the longest position seen.
@@ -50,38 +52,37 @@ class Context:
     positions: jax.Array
     segment_ids: jax.Array | None = None
     ordered: bool = True
+    slots: bool = False
     train: bool = False
     rng: jax.Array | None = None
     length: jax.Array | None = None
     shared: Params = dataclasses.field(default_factory=dict)
 
 
-class Mask(Protocol):
-    """Which key a query may see, as data (`jaxlm.attention.mask`)."""
-
-    @property
-    def causal(self) -> bool:
-        """True if no key later than the query is ever visible."""
-        ...
-
-    def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
-        """Boolean visibility, broadcast over two int32 arrays of positions."""
-        ...
-
-    def mean_keys(self, length: int) -> float:
-        """How many keys a query of a row of ``length`` sees on average (an upper bound), to count FLOPs."""
-        ...
-
-
 class TileBias:
     """An additive attention bias that is evaluated where it is needed.
 
-    Subclasses are frozen dataclasses registered as pytrees, holding whatever arrays they need (slopes, a table).
+    Subclasses are frozen dataclasses registered as pytrees, holding whatever arrays they need (slopes, a table). They
+    give the kernels' form, `numbers` and `at`, and so `tile`; or, where a tile is better had otherwise (a table that is
+    looked up), override `tile` as well; or give `tile` alone, and only back ends that gather can serve.
     """
+
+    trainable: ClassVar[bool] = True
+
+    def numbers(self) -> jax.Array | None:
+        """What each head needs to know, float32 [H, n]; None if the bias has no such form."""
+        return None
+
+    def at(self, numbers: tuple[jax.Array, ...], pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        """The bias of one head from its n numbers: pure, elementwise, of any shapes that broadcast; float32."""
+        raise NotImplementedError
 
     def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         """The bias of a tile: int32 [B, l] and [B, t] positions -> float32 [B, H, l, t] (B may be 1)."""
-        raise NotImplementedError
+        numbers = self.numbers()
+        assert numbers is not None
+        each = tuple(numbers[:, i, None, None] for i in range(numbers.shape[1]))
+        return self.at(each, pos_q[:, None, :, None], pos_k[:, None, None, :])
 
 
 class Mixer(Protocol):

@@ -24,6 +24,7 @@ from jaxlm.decode import loop
 from jaxlm.decode.processor import Processor, Processors, make_all
 from jaxlm.decode.processors.min_p import MinP
 from jaxlm.decode.processors.repetition import Repetition
+from jaxlm.decode.processors.suppress import Suppress
 from jaxlm.decode.processors.temperature import Temperature
 from jaxlm.decode.processors.top_k import TopK
 from jaxlm.decode.processors.top_p import TopP
@@ -127,7 +128,7 @@ def generate(
         step = int(progress.step)
         for room, capacity in zip((0, *capacities), capacities, strict=False):
             if step == room - size + 1:
-                state = loop.grow(capacity, state)
+                state = loop.grow(spec, capacity, state)
             if step < (stage := min(until, capacity - size + 1)):
                 progress, state = loop.proceed(spec, params, request, progress, stage, state=state)
                 step = int(progress.step)
@@ -213,7 +214,8 @@ def _checked_processors(
     repetition_penalty: float,
     processors: Iterable[Any],
 ) -> Processors:
-    """What the logits pass through. Settings of sampling are checked where the likeliest token is taken, too."""
+    """What the logits pass through; first, tokens that only the model's edit writes are suppressed. Settings of
+    sampling are checked where the likeliest token is taken, too."""
     temperature, top_p, min_p, penalty = (
         _number(name, value)
         for name, value in (
@@ -228,7 +230,8 @@ def _checked_processors(
         temperature == 0 or key is not None, f"temperature {temperature} samples, so it needs key=jax.random.key(n)"
     )
     require(0 <= top_k <= spec.vocab_size, f"top_k: expected 0 (off) to {spec.vocab_size} (all tokens), got {top_k}")
-    always = [] if penalty == 1 else [Repetition(penalty)]
+    marks = spec.edit.marks(spec.vocab_size) if spec.edit is not None else ()
+    always = [*([Suppress(marks)] if marks else []), *([] if penalty == 1 else [Repetition(penalty)])]
     narrowing = [
         *([TopK(top_k)] if 0 < top_k < spec.vocab_size else []),
         *([] if top_p == 1 else [TopP(top_p)]),

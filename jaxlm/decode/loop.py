@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.cache.full import FullCache
 from jaxlm.core.types import Params
 from jaxlm.decode.processor import Processors, apply_all, init_all
 from jaxlm.decode.sample import choose
@@ -120,11 +119,14 @@ def proceed(
     return _filled(progress), jax.tree.map(jnp.reshape, slim, full)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def grow(capacity: int, state: Any) -> Any:
-    """The state with room for ``capacity`` tokens in every cache."""
-    full = lambda entry: isinstance(entry, FullCache)
-    return jax.tree.map(lambda entry: entry.grow(capacity) if full(entry) else entry, state, is_leaf=full)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def grow(spec: ModelSpec, capacity: int, state: Any) -> Any:
+    """The state with room for ``capacity`` tokens of text in every cache."""
+    grown = (
+        entry.grow(room) if hasattr(entry, "grow") else entry
+        for entry, room in zip(state["layers"], decoder.rooms(spec, capacity), strict=True)
+    )
+    return {**state, "layers": tuple(grown)}
 
 
 def _extend(spec: ModelSpec, params: Params, request: Request, progress: Progress, hidden_BD: jax.Array) -> Progress:

@@ -13,7 +13,7 @@ CARD = "README.md"
 TEXT = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags:
 - jaxlm
 ---
@@ -24,8 +24,8 @@ A {family} model of {parameters:,} parameters ({blocks} layers of width {width},
 jaxlm.
 
 ```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")
+from transformers import {auto}
+model = {auto}.from_pretrained("{name}")
 ```
 
 ```python
@@ -39,7 +39,10 @@ Architecture: {paper}.
 
 def write_card(path: Path, model: LanguageModel, family: Family, origin: Path | None) -> None:
     """Writes what the folder holds and how to load it, above the card the model came with, if it came with one."""
+    masked = family.architectures[0].endswith("ForMaskedLM")
     text = TEXT.format(
+        task="fill-mask" if masked else "text-generation",
+        auto="AutoModelForMaskedLM" if masked else "AutoModelForCausalLM",
         name=origin.name if origin is not None else f"{family.model_type} model",
         family=family.model_type,
         parameters=parameter_count(model),

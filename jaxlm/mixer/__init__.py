@@ -1,3 +1,9 @@
 """Sequence mixers, one file each, on the contract of `jaxlm.core.types.Mixer`."""
 
-METHODS = {"attention": "attention:Attention", "mla": "mla:Mla"}
+METHODS = {
+    "attention": "attention:Attention",
+    "big_bird": "big_bird:BigBird",
+    "landmark": "landmark:LandmarkAttention",
+    "longformer": "longformer:Longformer",
+    "mla": "mla:Mla",
+}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention.mask import Both
 from jaxlm.core import registry
+from jaxlm.core.mask import Mask
 from jaxlm.core.types import Context, Params, PositionEncoding
-from jaxlm.ops.attention import attention, merge
+from jaxlm.ops.attention import attention, merge, with_sinks
 
 
 class Held(NamedTuple):
@@ -62,11 +63,13 @@ def attend(
     values: jax.Array,
     ctx: Context,
     *,
-    mask: Any,
+    mask: Mask,
     join: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda q, k: (q, k),
-    ordered: bool,
+    again: tuple[tuple[Mask, int], ...] = (),
+    sinks: jax.Array | None = None,
+    own: bool,
     **options: Any,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
     """Attention of q [B, L, H, K], not yet rotated, over ``held.k``, merged over the position encoding's views.
 
     Args:
@@ -74,27 +77,39 @@ def attend(
       values: [B, T, G, any].
       ctx: positions and declared length.
       mask: which keys a query sees.
+      again: masks of keys that count in the softmax once more, or more often: each with how many times. They need not
+        be apart from those of ``mask``, nor from each other.
       join: makes of each view's rotated (q, k) what the scores are taken of.
-      ordered, options: of `jaxlm.ops.attention`.
+      sinks: float [H], each head's sink logit, which counts once however many views there are.
+      own: the keys are those of this call, not of a cache.
+      options: of `jaxlm.ops.attention`.
 
-    Returns the output [B, L, H, any] and the log-sum-exp, float32 [B, H, L].
+    Returns [B, L, H, any].
     """
     if held.rotated:
         views: list[Any] = [(position.rotate(where, q, ctx.positions, ctx.length), held.k, None)]
     else:
         views = position.views(where, q, held.k, ctx.positions, held.positions, ctx.length)
-    parts: list[Any] = [
-        attention(
+
+    def view(mask: Mask, view_q: jax.Array, view_k: jax.Array, region: Mask | None, **more: Any) -> Any:
+        return attention(
             *join(view_q, view_k),
             values,
-            mask=mask if region is None else Both(mask, region),
-            positions=(ctx.positions, held.positions),
+            mask=mask if region is None else mask & region,
+            positions=None if own and ctx.slots else (ctx.positions, held.positions),
             segment_ids=held.segments,
             bias=position.bias(where, view_q, view_k, ctx.positions, held.positions),
-            ordered=ordered,
-            return_lse=True,
+            ordered=own and ctx.ordered,
+            **more,
             **options,
         )
-        for view_q, view_k, region in views
-    ]
-    return functools.reduce(lambda a, b: merge(*a, *b), parts)
+
+    if len(views) == 1 and not again:
+        return view(mask, *views[0], sink_logits=sinks)
+    parts = []
+    for seen, times in ((mask, 1), *again):
+        for each in views:
+            out, lse = view(seen, *each, return_lse=True)
+            parts.append((out, lse + math.log(times)))
+    out, lse = functools.reduce(lambda a, b: merge(*a, *b), parts)
+    return out if sinks is None else with_sinks(out, lse, sinks)[0]

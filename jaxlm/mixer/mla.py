@@ -149,7 +149,7 @@ class Mla(Spec):
             k_turned = jnp.broadcast_to(k_turned, (*k_plain.shape[:3], self.rope_dim))
             return jnp.concatenate((q_plain, q_turned), -1), jnp.concatenate((k_plain, k_turned), -1)
 
-        out, _ = attend(
+        out = attend(
             self.position,
             where,
             q_turned,
@@ -159,7 +159,7 @@ class Mla(Spec):
             mask=self.mask,
             join=join,
             scale=self.scale or (self.nope_dim + self.rope_dim) ** -0.5,
-            ordered=state is None and ctx.ordered,
+            own=state is None,
             implementation=None if self.implementation == "auto" else self.implementation,
         )
         if absorbed:

@@ -2,9 +2,9 @@
 
 Parameters are a nested dict:
 
-    embed/{table [V, D], up}    embed_norm/...    position/<name>/...
+    embed/{table [V, D], up, types}    embed_norm/...    position/<name>/...
     group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
-    final_norm/...        head/{down, kernel [D, V], bias [V]}
+    final_norm/...    pooler/...    head/{transform, down, kernel [D, V], bias [V]}
 
 A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
 form in which a decode loop wants them; every function here takes either.
@@ -29,6 +29,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked, zeros
 from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
 from jaxlm.ffn.base import Aux
+from jaxlm.model.head import linear_params, pool
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.ops.dense import dense
@@ -50,12 +51,14 @@ class Output:
       logits: float32 [B, L, V], or None if not asked for.
       state: the state after these tokens, or None if none was given.
       aux: what the layers report beside their outputs, float32 scalars by name (`jaxlm.ffn.base`).
+      pooled: [B, D] of each row's first token, in the model's dtype, or None if the model has no pooler.
     """
 
     hidden: jax.Array
     logits: jax.Array | None = None
     state: Any = None
     aux: Aux = dataclasses.field(default_factory=dict)
+    pooled: jax.Array | None = None
 
 
 def dims_of(spec: ModelSpec) -> Dims:
@@ -81,11 +84,13 @@ def position_encodings(spec: ModelSpec) -> dict[str, tuple[PositionEncoding, Dim
 
 
 def max_positions(spec: ModelSpec) -> int | None:
-    """The longest row the model's position encodings can represent, or None."""
+    """The longest text the model's position encodings can represent, or None."""
     limits = [
         limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None
     ]
-    return min(limits, default=None)
+    if not limits:
+        return None
+    return min(limits) if spec.edit is None else spec.edit.text(min(limits))
 
 
 def param_specs(spec: ModelSpec) -> Specs:
@@ -97,6 +102,9 @@ def param_specs(spec: ModelSpec) -> Specs:
     }
     if spec.embed_width:
         specs["embed"]["up"] = ParamSpec((inner, spec.width), (None, "embed"))
+    if spec.token_types:
+        types = ParamSpec((spec.token_types, spec.width), (None, "embed"), Normal(spec.width**-0.5), (1,))
+        specs["embed"]["types"] = types
     if spec.embed_norm is not None:
         specs["embed_norm"] = spec.embed_norm.params(spec.width)
     shared = {name: e.params(d) for name, (e, d) in position_encodings(spec).items() if e.scope == "model"}
@@ -107,7 +115,11 @@ def param_specs(spec: ModelSpec) -> Specs:
         specs[f"group_{i}"] = stacked(blocks, group.repeats)
     if spec.norm is not None:
         specs["final_norm"] = spec.norm.params(spec.width)
+    if spec.pooler:
+        specs["pooler"] = linear_params(spec.width)
     head: Specs = {}
+    if spec.head_transform is not None:
+        head["transform"] = spec.head_transform.params(spec.width)
     if spec.embed_width:
         head["down"] = ParamSpec((spec.width, inner), ("embed", None))
     if not spec.tied_head:
@@ -262,6 +274,8 @@ def _scan_layers(
 
 def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D]."""
+    if spec.head_transform is not None:
+        hidden = spec.head_transform(params["head"]["transform"], hidden)
     if spec.embed_width:
         hidden = dense(hidden, params["head"]["down"])
     kernel = params["embed"]["table"].T if spec.tied_head else params["head"]["kernel"]
@@ -276,18 +290,28 @@ def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
 
 
 def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict[str, Any]:
-    """An empty state: one entry per block, and each row's next position and last segment.
+    """An empty state: one entry per block, each row's next position and last segment, and, where the model edits its
+    input, how many tokens of the text it has had.
 
     Raises `ConfigError` if ``max_length`` is beyond what a position encoding can represent.
     """
     _check_length(spec, max_length)
     dims, dtype = dims_of(spec), jnp.dtype(spec.dtype)
     blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
-    return {
-        "layers": tuple(block.mixer.init_state(dims, batch, max_length, dtype, cache) for block in blocks),
-        "position": jnp.zeros((batch,), jnp.int32),
-        "segment": jnp.zeros((batch,), jnp.int32),
-    }
+    sizes = rooms(spec, max_length)
+    entries = (b.mixer.init_state(dims, batch, n, dtype, cache) for b, n in zip(blocks, sizes, strict=True))
+    none = jnp.zeros((batch,), jnp.int32)
+    return {"layers": tuple(entries), "position": none, "segment": none, **({"text": none} if spec.edit else {})}
+
+
+def rooms(spec: ModelSpec, length: int) -> tuple[int, ...]:
+    """The capacity that each block's state needs for ``length`` tokens of text, padding included."""
+    mixers = [block.mixer for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
+    if spec.edit is None:
+        return (length,) * len(mixers)
+    # What an edit may put between tokens is padding, which not all mixers keep.
+    most, least = spec.edit.slots(length), spec.edit.length(length)
+    return tuple(most if getattr(mixer, "padding_takes_room", True) else least for mixer in mixers)
 
 
 def _check_length(spec: ModelSpec, length: int) -> None:
@@ -307,13 +331,14 @@ def forward(
     segment_ids: jax.Array | None = None,
     state: Any = None,
     inputs_embeds: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     train: bool = False,
     rng: jax.Array | None = None,
     length: jax.Array | int | None = None,
     ordered: bool | None = None,
     logits: bool = True,
 ) -> Output:
-    """The whole model.
+    """The whole model. Tokens that it adds to its input by itself (``spec.edit``) show nowhere in what it returns.
 
     Args:
       spec, params: the model; ``params`` stacked or unstacked.
@@ -322,29 +347,47 @@ def forward(
       segment_ids: int32 [B, L], 0 for padding; None for one document per row.
       state: of `init_state`; the tokens then continue what it holds, whatever their number.
       inputs_embeds: [B, L, D] in place of embedded tokens (already scaled).
+      token_types: int32 [B, L] below ``spec.token_types``; None for type 0 everywhere.
       train: dropout on; ``rng`` then feeds it.
-      length: what dynamic position scalings scale for; None for the current length.
+      length: what dynamic position scalings scale for, in positions; None for the current length.
       ordered: a promise that explicit positions rise along each segment (then the future is skipped, not masked).
       logits: whether to compute them; `unembed` makes them from ``hidden`` in pieces.
 
     Raises:
-      ConfigError: neither or both of tokens and inputs_embeds, or a length no position encoding can represent.
+      ConfigError: neither or both of tokens and inputs_embeds, the latter or token types where the model edits its
+        tokens, token types where it has none, or a length no position encoding can represent.
     """
     if (tokens is None) == (inputs_embeds is None):
         raise ConfigError("give either tokens or inputs_embeds")
+    if token_types is not None:
+        require(spec.token_types, "token_types: the model has none (ModelSpec.token_types is 0)")
+        require(spec.edit is None, "a model with a sequence edit takes no token_types")
     inputs = tokens if tokens is not None else inputs_embeds
     assert inputs is not None
     batch, size = inputs.shape[:2]
+    slots = positions is None and segment_ids is None and state is None
     if ordered is None:
         ordered = positions is None
-    if positions is None:
-        positions = plain_positions(batch, size, segment_ids, state)
-        if state is None:
-            _check_length(spec, size)
-    else:
+    if positions is not None:
         positions = positions[None] if positions.ndim == 1 else positions
         if not isinstance(positions, Tracer):
             _check_length(spec, int(np.asarray(positions).max()) + 1)  # numpy: within a jit, jnp would trace it
+    elif state is None:
+        _check_length(spec, size)
+    edited = None
+    if spec.edit is not None:
+        if tokens is None:
+            raise ConfigError("a model with a sequence edit takes tokens, not inputs_embeds")
+        count = None if state is None else state["text"]
+        edited = spec.edit.insert(tokens, positions, segment_ids, count, spec.vocab_size)
+        tokens, positions, segment_ids, size = (
+            edited.tokens,
+            edited.positions,
+            edited.segment_ids,
+            edited.tokens.shape[1],
+        )
+    if positions is None:
+        positions = plain_positions(batch, size, segment_ids, state)
     dtype = jnp.dtype(spec.dtype)
     if inputs_embeds is None:
         # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
@@ -354,6 +397,10 @@ def forward(
         x = dense(x, params["embed"]["up"]) if spec.embed_width else x
     else:
         x = inputs_embeds.astype(dtype)
+    if spec.token_types:
+        types = jnp.zeros((1, 1), jnp.int32) if token_types is None else token_types
+        added = params["embed"]["types"].at[types].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        x = x + added.astype(dtype)
     shared = {}
     for name, (encoding, _) in position_encodings(spec).items():
         if encoding.scope == "model":
@@ -368,6 +415,7 @@ def forward(
         positions=positions,
         segment_ids=segment_ids,
         ordered=ordered,
+        slots=slots,
         train=train,
         rng=rng,
         length=None if length is None else jnp.asarray(length, jnp.int32),
@@ -378,7 +426,16 @@ def forward(
         x = spec.norm(params["final_norm"], x)
     if state is not None:
         state = {"layers": entries, **_advance(state, positions, segment_ids, batch, size)}
-    return Output(hidden=x, logits=unembed(spec, params, x) if logits else None, state=state, aux=aux)
+    if spec.edit is not None and edited is not None:
+        x = spec.edit.strip(x, edited.places)
+        state = None if state is None else {**state, "text": edited.count}
+    return Output(
+        hidden=x,
+        logits=unembed(spec, params, x) if logits else None,
+        state=state,
+        aux=aux,
+        pooled=pool(params["pooler"], x) if spec.pooler else None,
+    )
 
 
 def draw_positions(

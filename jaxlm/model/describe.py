@@ -25,13 +25,14 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
     """FLOPs per token of a forward pass at ``length``: 2 per weight of each matmul, plus what mixers say of themselves.
 
     Of the experts count those that a token is sent to. The embedding look-up, norms and activations are left out, as is
-    usual. A training step costs three times as much (forward once, backward twice), recomputation not counted.
+    usual, and a pooler, which looks at one token of a row. A training step costs three times as much (forward once,
+    backward twice), recomputation not counted.
     """
     specs = decoder.param_specs(spec)
     matmuls = sum(
         math.prod(leaf.full_shape) * leaf.active
         for path, leaf in flatten(specs)
-        if leaf.decay and not path.startswith(("embed/table", "position/"))
+        if leaf.decay and not path.startswith(("embed/table", "embed/types", "position/", "pooler/"))
     )
     head = spec.vocab_size * (spec.embed_width or spec.width) if spec.tied_head else 0
     dims = decoder.dims_of(spec)

@@ -9,6 +9,7 @@ from typing import Any
 from jaxlm.core import config
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import ConfigError, choose
+from jaxlm.model.head import HeadTransform
 
 VERSION = 1
 
@@ -103,10 +104,14 @@ class ModelSpec(Spec):
       vocab_size: number of token ids.
       width: of the residual stream.
       layers: groups of blocks, first to last.
+      edit: tokens that the model adds to its input and takes out of its output (landmarks), or None.
       norm: the final norm, or None.
       embed_norm: a norm of the embeddings, positions added (BLOOM), or None.
       embed_width: of the embedding table and the head, which learned projections join to the model's (ALBERT's
         factorised embedding; OPT 350M); 0 for the model's own.
+      token_types: number of kinds of tokens, each with a learned embedding (BERT's two sentences); 0 for none.
+      head_transform: a layer before the output projection (BERT's masked language model), or None.
+      pooler: whether `Output.pooled` is made of each row's first token (BERT).
       tied_head: the output projection is the transposed embedding.
       head_bias: whether the logits have a learned offset (GPT-J, Phi), tied or not.
       dtype: of activations and matmuls, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Parameters, positions, softmax,
@@ -123,9 +128,13 @@ class ModelSpec(Spec):
     vocab_size: int = 256
     width: int = 128
     layers: tuple[Group, ...] = (Group(),)
+    edit: Any = slot("sequence_edit", None, optional=True)
     norm: Any = slot("norm", "rms", optional=True)
     embed_norm: Any = slot("norm", None, optional=True)
     embed_width: int = 0
+    token_types: int = 0
+    head_transform: HeadTransform | None = None
+    pooler: bool = False
     tied_head: bool = False
     head_bias: bool = False
     dtype: str = "float32"
@@ -138,8 +147,12 @@ class ModelSpec(Spec):
 
     def check(self) -> None:
         require(self.vocab_size > 0 and self.width > 0, "ModelSpec: expected positive vocab_size and width")
-        require(self.embed_width >= 0, f"ModelSpec.embed_width: expected a number >= 0, got {self.embed_width}")
+        for field in ("embed_width", "token_types"):
+            value = getattr(self, field)
+            require(value >= 0, f"ModelSpec.{field}: expected a number >= 0, got {value}")
         require(self.layers, "ModelSpec.layers: expected at least one Group")
+        if self.edit is not None:
+            self.edit.check_model(self.vocab_size, [block.mixer for group in self.layers for block in group.pattern])
         choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("ModelSpec.remat", self.remat, REMAT)
         require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")

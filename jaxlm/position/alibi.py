@@ -38,11 +38,15 @@ def slopes(heads: int, steepness: float = 8.0) -> np.ndarray:
 class LinearBias(TileBias):
     """-slope * |distance| with float32 slopes [H]."""
 
+    trainable: ClassVar[bool] = False
+
     slopes: jax.Array
 
-    def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
-        distance = jnp.abs(pos_q[:, None, :, None] - pos_k[:, None, None, :]).astype(jnp.float32)
-        return -self.slopes[None, :, None, None] * distance
+    def numbers(self) -> jax.Array:
+        return self.slopes[:, None]
+
+    def at(self, numbers: tuple[jax.Array, ...], pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        return -numbers[0] * jnp.abs(pos_q - pos_k).astype(jnp.float32)
 
 
 def _rounded(x: jax.Array) -> jax.Array:
@@ -55,13 +59,17 @@ def _rounded(x: jax.Array) -> jax.Array:
 class RoundedKeyBias(TileBias):
     """multiplier * bfloat16(slope * key position), with slopes [H] and a multiplier [], float32."""
 
+    trainable: ClassVar[bool] = False
+
     slopes: jax.Array
     multiplier: jax.Array
 
-    def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
-        keys = pos_k[:, None, None, :].astype(jnp.float32)
-        bias = self.multiplier * _rounded(_rounded(self.slopes)[None, :, None, None] * _rounded(keys))
-        return jnp.broadcast_to(bias, (*bias.shape[:2], pos_q.shape[1], bias.shape[3]))
+    def numbers(self) -> jax.Array:
+        return jnp.stack((_rounded(self.slopes), jnp.broadcast_to(self.multiplier, self.slopes.shape)), axis=1)
+
+    def at(self, numbers: tuple[jax.Array, ...], pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        keys = _rounded((pos_k + 0 * pos_q).astype(jnp.float32))
+        return numbers[1] * _rounded(numbers[0] * keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,16 @@ class BucketBias(TileBias):
     max_distance: int = dataclasses.field(metadata={"static": True})
     bidirectional: bool = dataclasses.field(metadata={"static": True})
 
+    def numbers(self) -> jax.Array:
+        return self.table.astype(jnp.float32).T
+
+    def at(self, numbers: tuple[jax.Array, ...], pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        index = bucket(pos_q - pos_k, len(numbers), self.max_distance, self.bidirectional)
+        found = jnp.zeros(index.shape, jnp.float32)
+        for i, value in enumerate(numbers):  # a kernel has no gather; one select a bucket
+            found = jnp.where(index == i, value, found)
+        return found
+
     def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         distance = pos_q[:, :, None] - pos_k[:, None, :]
         index = bucket(distance, self.table.shape[0], self.max_distance, self.bidirectional)

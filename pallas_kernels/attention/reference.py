@@ -18,11 +18,12 @@ def visible(
     seg_q: jax.Array | None,
     seg_k: jax.Array | None,
 ) -> jax.Array:
-    """Boolean [B or 1, Lq, Lk]: the mask, within one segment, never a key of segment 0 (padding)."""
-    seen = mask(pos_q[:, :, None], pos_k[:, None, :])
+    """Boolean [B or 1, H or 1, Lq, Lk]: the mask, within one segment, never a key of segment 0 (padding)."""
+    seen = mask(pos_q[:, None, :, None], pos_k[:, None, None, :])
     if seg_q is None or seg_k is None:
         return seen
-    return seen & (seg_q[:, :, None] == seg_k[:, None, :]) & (seg_k[:, None, :] != 0)
+    seg_q, seg_k = seg_q[:, None, :, None], seg_k[:, None, None, :]
+    return seen & (seg_q == seg_k) & (seg_k != 0)
 
 
 def attention(
@@ -45,7 +46,7 @@ def attention(
     Args:
       q: [B, Lq, H, K].
       k, v: [B, Lk, G, K]; query head h reads key/value head h // (H / G).
-      mask: pointwise visibility of (query position, key position).
+      mask: visibility of (query position, key position), pointwise on [B or 1, 1, Lq, 1] and [B or 1, 1, 1, Lk].
       pos_q, pos_k: int32 [B or 1, L].
       seg_q, seg_k: int32 [B, L] or None; attention stays within a segment and never reaches segment 0.
       bias: None, or an object with ``tile(pos_q, pos_k) -> [B or 1, H, Lq, Lk]``, added after scale and soft cap.
@@ -65,7 +66,7 @@ def attention(
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
         logits = logits + bias.tile(pos_q, pos_k)
-    seen = visible(mask, pos_q, pos_k, seg_q, seg_k)[:, None]
+    seen = visible(mask, pos_q, pos_k, seg_q, seg_k)
     logits = jnp.where(seen, logits, NEVER)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(logits - top), 0.0)

@@ -79,7 +79,7 @@ def attention(
 def _block(
     q: jax.Array, k: jax.Array, v: jax.Array, *, seen: jax.Array, bias: jax.Array | None, soft_cap: float
 ) -> tuple[jax.Array, jax.Array]:
-    """One dense block: scaled q [B, G, R, l, K], k and v [B, G, t, K], seen [B or 1, l, t], bias [B or 1, H, l, t].
+    """One dense block: scaled q [B, G, R, l, K], k and v [B, G, t, K]; seen [B or 1, H or 1, l, t], bias alike.
 
     Returns the output [B, l, G, R, K] in v's dtype and the log-sum-exp [B, G, R, l] float32.
     """
@@ -90,7 +90,8 @@ def _block(
     offset = jnp.zeros((), jnp.float32)
     if bias is not None:
         offset = bias.astype(jnp.float32).reshape(bias.shape[0], groups, repeats, *bias.shape[2:])
-    logits = logits + jnp.where(seen[:, None, None], offset, NEVER)
+    each = (groups, repeats) if seen.shape[1] > 1 else (1, 1)
+    logits = logits + jnp.where(seen.reshape(seen.shape[0], *each, *seen.shape[2:]), offset, NEVER)
     # Above the sum of a row that sees nothing, so that its weights are exp(-inf) = 0 and not exp(0).
     top = jnp.maximum(jax.lax.stop_gradient(logits.max(-1, keepdims=True)), NEVER / 2)
     weights = jnp.exp(logits - top)

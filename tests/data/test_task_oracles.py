@@ -113,6 +113,7 @@ ORACLES = {
     "lego": (lego, lambda p: p.count("=")),
     "scan": (scan, lambda p: len(scan(p))),
     "pcfg": (pcfg, lambda p: sum(word in FUNCTIONS for word in p)),
+    "passkey": (lambda p: [p[p.index(p[-1]) + 1]], lambda p: len(p) - 3),
 }
 
 

@@ -9,16 +9,19 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.attention.mask import Causal, Window, dense
+from jaxlm.attention.mask import Anchor, Causal, Lambda, Segments, Window, dense
 from jaxlm.interop import rope
 from jaxlm.interop.config import Config
+from jaxlm.ops.landmark import landmark_attention
 from jaxlm.position.alibi import Alibi, slopes
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.sinusoidal import Sinusoidal
 from jaxlm.position.t5_bias import T5Bias, bucket
+from pallas_kernels.landmark_attention.reference import grouped_softmax
 from tests.tiny import jit
 
 
@@ -167,8 +170,44 @@ def test_sinusoidal(golden):
 
 def test_masks(golden):
     for data in files(golden, "masks"):
-        at = whole_numbers(len(data["doc_ids"]))
-        window = dense(Window(int(data["window"])), at, at)[0]
-        np.testing.assert_array_equal(window, data["window_mask"])
-        same = data["doc_ids"][:, None] == data["doc_ids"][None]
-        np.testing.assert_array_equal(np.asarray(dense(Causal(), at, at)[0]) & same, data["intra_doc_mask"])
+        ids, at = data["doc_ids"], whole_numbers(len(data["doc_ids"]))
+        masks = {
+            "window": Window(int(data["window"])),
+            "lambda": Lambda(int(data["window"]), int(data["sink"])),
+            "intra_doc": Causal() & Segments(ids + 1),
+            "anchor": Anchor(ids),
+        }
+        for name, mask in masks.items():
+            np.testing.assert_array_equal(dense(mask, at, at)[0, 0], data[f"{name}_mask"])
+
+
+def test_landmark_softmax(golden):
+    """Probabilities and gradients, where blocks are uneven or empty, too."""
+    for data in files(golden, "landmark_softmax"):
+        slots = whole_numbers(data["logits"].shape[-1])
+        softmax = lambda x, data=data, slots=slots: grouped_softmax(x, data["is_landmark_token"], slots)[0]
+        probs, pull = jax.vjp(softmax, data["logits"])
+        close(probs, data["probs"])
+        close(probs, data["probs_llama_variant"])
+        close(pull(data["cotangent"])[0], data["grad_logits"], rtol=1e-3, atol=5e-5)
+
+
+def test_landmark_layer(golden):
+    """Every row by the reference; a row whose landmarks have a period by the fast path, too."""
+    for data in files(golden, "landmark_layer"):
+        batch, length, width = data["x"].shape
+        heads, rotary = int(data["n_head"]), Rotary(base=10_000.0, pairing="interleaved")
+        qkv = (data["x"] @ data["c_attn_weight"].T).reshape(batch, length, 3, heads, width // heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        for name, x in (("q", q), ("k", k)):
+            close(x.transpose(0, 2, 1, 3), data[name])
+        q, k = (rotate(rotary, x, whole_numbers(length)) for x in (q, k))
+        for name, x in (("q", q), ("k", k)):
+            close(x.transpose(0, 2, 1, 3), data[f"{name}_rot"])
+        project = lambda out, data=data: np.asarray(out).reshape(*out.shape[:2], -1) @ data["c_proj_weight"].T
+        close(project(landmark_attention(q, k, v, landmarks=data["is_landmark_token"])), data["y"])
+        for b, marks in enumerate(data["is_landmark_token"]):
+            row, period = slice(b, b + 1), int(np.argmax(marks)) + 1
+            if np.array_equal(marks, (np.arange(length) + 1) % period == 0):
+                out = landmark_attention(q[row], k[row], v[row], period=period, implementation="xla")
+                close(project(out), data["y"][row])

@@ -42,6 +42,14 @@ def rope(kind: str = "default", theta: float = 10_000.0, **more: Any) -> dict[st
 
 LONG = {"short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 2.5, 4.0], "original_max_position_embeddings": 16}
 
+ENCODER = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "intermediate_size": HIDDEN, "max_position_embeddings": 40, "sep_token_id": 2,
+}  # fmt: skip
+
+# Classes that are not called <kind>ForCausalLM; those for masked language models look ahead and do not generate.
+CLASSES = {"GPT2": "GPT2LMHeadModel", "Longformer": "LongformerForMaskedLM", "BigBird": "BigBirdForMaskedLM"}
+
 # name of the case: (class name without ForCausalLM, settings)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**LLAMA, **rope()}),
@@ -298,13 +306,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "no_rope_layer_interval": 2,
         },
     ),
+    "longformer": ("Longformer", {**ENCODER, "attention_window": [4, 8, 4], "type_vocab_size": 1}),
+    "longformer_one_window": (
+        "Longformer",
+        {**ENCODER, "num_hidden_layers": 2, "attention_window": 4, "hidden_act": "gelu_new", "pad_token_id": 2},
+    ),
+    "big_bird": ("BigBird", {**ENCODER, "block_size": 2, "num_random_blocks": 2}),
+    "big_bird_rescaled": (
+        "BigBird",
+        {
+            **ENCODER, "num_hidden_layers": 2, "block_size": 3, "num_random_blocks": 1, "use_bias": False,
+            "rescale_embeddings": True, "hidden_act": "relu", "type_vocab_size": 3,
+        },
+    ),
+    "big_bird_full": ("BigBird", {**ENCODER, "num_hidden_layers": 2, "attention_type": "original_full"}),
 }  # fmt: skip
+
+
+def generates(name: str) -> bool:
+    return not class_names(name)[0].endswith("ForMaskedLM")
 
 
 def class_names(name: str) -> tuple[str, str]:
     """The classes of model and configuration in transformers."""
     kind = CASES[name][0]
-    model = {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")
+    model = CLASSES.get(kind, f"{kind}ForCausalLM")
     return model, {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}.get(kind, f"{kind}Config")
 
 

@@ -23,13 +23,14 @@ from jaxlm.interop.family import Family, different, group
 from jaxlm.interop.load import family_of
 from jaxlm.interop.tensors import open_folder
 from jaxlm.model import decoder
-from tests.interop.architectures import CASES
+from tests.interop.architectures import CASES, generates
 from tests.tiny import close, jit
 
 DATA = Path(__file__).resolve().parent / "data"
 TOLERANCE = 1e-4
 
 every = pytest.mark.parametrize("name", sorted(CASES))
+generating = pytest.mark.parametrize("name", sorted(name for name in CASES if generates(name)))
 
 
 @functools.cache
@@ -69,7 +70,14 @@ def test_a_family_is_named_and_cited(kind):
     assert isinstance(found, Family) and found.model_type == kind and found.paper and found.architectures
 
 
-@every
+@pytest.mark.parametrize("name", sorted(name for name in CASES if not generates(name)))
+def test_logits_of_encoders(name):
+    (model, params), expected = loaded(name), recorded(name)
+    logits = jit(lambda p, tokens: model.apply({"params": p}, tokens).logits)(params, expected["input_ids"])
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=TOLERANCE)
+
+
+@generating
 def test_logits_and_greedy_continuation(name):
     """One full pass over prompt and continuation: the recorded logits, and every next token the likeliest."""
     (model, params), expected = loaded(name), recorded(name)
@@ -87,7 +95,7 @@ def test_logits_and_greedy_continuation(name):
 
 
 @pytest.mark.slow
-@every
+@generating
 def test_generate(name):
     (model, params), expected = loaded(name), recorded(name)
     if any(encoding.by_length for encoding, _ in decoder.position_encodings(model.spec).values()):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from tests.interop.architectures import CASES
+from tests.interop.architectures import CASES, generates
 from tests.interop.test_families import DATA, TOLERANCE, loaded, recorded
 
 pytestmark = pytest.mark.torch
@@ -25,11 +25,10 @@ def test_export(name, from_model_alone, tmp_path):
     jaxlm.save_hf(jaxlm.LanguageModel(model.spec) if from_model_alone else model, params, tmp_path / "out", family=kind)
     # Falcon's eager path adds ALiBi twice (transformers 5.23).
     path = "sdpa" if name == "falcon_alibi" else "eager"
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", attn_implementation=path, output_loading_info=True
-    )
+    kind = transformers.AutoModelForCausalLM if generates(name) else transformers.AutoModelForMaskedLM
+    theirs, report = kind.from_pretrained(tmp_path / "out", attn_implementation=path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    expected = recorded(name)
+    expected, cache = recorded(name), {"use_cache": False} if generates(name) else {}
     with torch.no_grad():
-        logits = theirs.float().eval()(torch.from_numpy(expected["input_ids"]).long(), use_cache=False).logits
+        logits = theirs.float().eval()(torch.from_numpy(expected["input_ids"]).long(), **cache).logits
     np.testing.assert_allclose(logits.numpy(), expected["logits"], rtol=0, atol=TOLERANCE)

@@ -43,12 +43,36 @@ CASES = [
         "attention",
         {"heads": 4, "kv_heads": 1, "qk_norm": {"name": "layer", "args": {"bias": False}}, "qk_norm_span": "all"},
     ),
+    Case("big_bird", {"heads": 4, "kv_heads": 2, "block": 1, "random": 1, "position": ROTARY}),
+    Case("big_bird", {"heads": 4, "block": 1, "random": 1, "choice": "first", "soft_cap": 3.0, "qkv_bias": True}),
+    Case("landmark", {"heads": 4, "kv_heads": 2, "period": 3, "position": ROTARY}),
+    Case("landmark", {"heads": 4, "period": 2, "qk_norm": "rms", "qk_norm_rotated": True, "soft_cap": 3.0}),
+    Case(
+        "longformer",
+        {
+            "heads": 4,
+            "kv_heads": 2,
+            "mask": {"name": "window", "args": {"size": 2, "ahead": 1}},
+            "global_tokens": (0, 2),
+        },
+    ),
     Case("mla", LATENT),
     Case("mla", {**LATENT, "q_rank": 7, "bias": True, "scale": 0.7, "mask": {"name": "window", "args": {"size": 4}}}),
     Case("mla", {**LATENT, "position": {"name": "t5_bias", "args": {"buckets": 6}}}),
 ]
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+def over(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+
+def flows(case: Case) -> bool:
+    """Whether the mixer takes tokens as they come, which its class and mask say."""
+    method = make("mixer", {"name": case.name, "args": case.args})
+    return method.streaming and method.causal
+
+
+every, streaming = over(CASES), over([case for case in CASES if flows(case)])
 
 LENGTH, WIDTH = 9, 16
 # A whole row, padding on the left, padding in mid-stream, packed.
@@ -98,7 +122,7 @@ def test_builds_describes_and_counts(case):
     assert "\n" not in str(caught.value)
 
 
-@every
+@streaming
 def test_full_pass_is_pieces_is_single_steps(case):
     """On rows that are whole, padded left and in mid-stream, and packed, with both forms of the cache."""
     spec, params, call = model(case)
@@ -109,11 +133,15 @@ def test_full_pass_is_pieces_is_single_steps(case):
             close(stream(spec, call, params, TOKENS, pieces, SEGMENTS, cache=cache)[REAL], full[REAL])
 
 
-@every
-def test_the_future_and_other_documents_are_unseen(case):
-    before = logits(case)
+@streaming
+def test_the_future_is_unseen(case):
     after = logits(case, np.where(np.arange(LENGTH) < 5, TOKENS, OTHERS))
-    np.testing.assert_array_equal(after[:, :5], before[:, :5])
+    np.testing.assert_array_equal(after[:, :5], logits(case)[:, :5])
+
+
+@every
+def test_padding_and_other_documents_are_unseen(case):
+    before = logits(case)
     second = SEGMENTS == 2
     after = logits(case, np.where(second, OTHERS, TOKENS))
     np.testing.assert_array_equal(after[~second], before[~second])
@@ -164,7 +192,16 @@ def test_eight_devices_give_what_one_gives(case):
     close(run(mesh, jax.device_put(p, placed), x), run(None, p, x))
 
 
-@every
+@over([case for case in CASES if not flows(case)])
+def test_what_looks_ahead_says_so(case):
+    spec = model(case)[0]
+    with pytest.raises(ConfigError, match=f"mixer '{case.name}' looks ahead: it has no state"):
+        jaxlm.init_state(jaxlm.LanguageModel(spec), 1, LENGTH)
+    after = logits(case, np.where(np.arange(LENGTH) < 5, TOKENS, OTHERS))
+    assert np.abs(after - logits(case))[:, :5].max() > 1e-2
+
+
+@streaming
 def test_a_cache_that_overflows_reads_nan(case):
     spec, params, call = model(case)
     state = jaxlm.init_state(jaxlm.LanguageModel(spec), len(TOKENS), LENGTH - 1)

@@ -105,7 +105,7 @@ def test_flops_count_keys_of_both_parts():
         ({"heads": 0}, ["Mla.heads", "0"]),
         ({"kv_rank": 0}, ["Mla.kv_rank"]),
         ({"q_rank": -1}, ["Mla.q_rank", "-1"]),
-        ({"implementation": "cudnn"}, ["Mla.implementation", "reference"]),
+        ({"implementation": "flash"}, ["Mla.implementation", "reference"]),
         ({"kv_rnak": 4}, ["did you mean 'kv_rank'"]),
     ],
 )

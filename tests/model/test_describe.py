@@ -82,7 +82,7 @@ BAD = [
     (lambda: attention(position={"name": "alibi", "args": {"max": 0.0}}), ["Alibi.max", "0.0"]),
     (lambda: attention(position={"name": "alibi", "args": {"rounding": "float16"}}), ["Alibi.rounding", "bfloat16"]),
     (lambda: attention(position={"name": "learned", "args": {"offset": -1}}), ["Learned.offset", "-1"]),
-    (lambda: attention(implementation="cudnn"), ["implementation", "'cudnn'", "reference"]),
+    (lambda: attention(implementation="flash"), ["implementation", "'flash'", "reference"]),
     (lambda: attention(head_dim=5, position="rotary"), ["1.0", "head width 5", "even"]),
     (lambda: attention(position={"name": "rotary", "args": {"pairing": "halves"}}), ["did you mean 'half'"]),
     (lambda: attention(mask="casual"), ["did you mean 'causal'"]),

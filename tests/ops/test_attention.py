@@ -278,7 +278,7 @@ def test_merge_of_two_empty_sets() -> None:
 
 def test_bad_input_is_one_line() -> None:
     q, k = jnp.zeros((1, 4, 3, 8)), jnp.zeros((1, 4, 2, 8))
-    with pytest.raises(ConfigError, match=r"G \| H"):
+    with pytest.raises(ConfigError, match="3 query heads are not divisible by 2"):
         attention(q, k, k, mask=Causal())
-    with pytest.raises(ConfigError, match="allowed: reference, xla"):
+    with pytest.raises(ConfigError, match="allowed: .*reference"):
         attention(q, q, q, mask=Causal(), implementation="flash")

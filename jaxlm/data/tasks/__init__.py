@@ -1,6 +1,6 @@
 """The slot ``task``: sequence-to-sequence problems whose length can be extrapolated (`base` has the contract).
 
-The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization".
+The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization", and retrieval.
 """
 
 METHODS = {
@@ -22,4 +22,5 @@ METHODS = {
     "lego": "lego:Lego",
     "scan": "scan:Scan",
     "pcfg": "pcfg:Pcfg",
+    "passkey": "passkey:Passkey",
 }

@@ -4,6 +4,7 @@ METHODS = {
     name: f"{name}:FAMILY"
     for name in (
         "arcee",
+        "big_bird",
         "bloom",
         "codegen",
         "cohere",
@@ -32,6 +33,7 @@ METHODS = {
         "hunyuan_v1_dense",
         "llama",
         "llama4_text",
+        "longformer",
         "ministral",
         "mistral",
         "mixtral",

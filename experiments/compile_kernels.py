@@ -1,0 +1,83 @@
+"""Every kernel for every chip through the real compilers, with no chip there; prints a table and keeps it.
+
+    make test-aot                                             makes .venv-aot and runs the tests
+    .venv-aot/bin/python -m experiments.compile_kernels       the whole table, into results/aot
+    ... --platforms=tpu --only="window" --workdir=runs/aot    part of it
+
+Writes kernels.txt, kernels.json (with command, commit and versions) and bundles.json, the static cost of the TPU kernels
+to which tests/kernels/test_aot.py compares. Exit code 1 if anything does not compile.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax loads: no device is wanted, only compilers
+
+import importlib  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from experiments import command, provenance  # noqa: E402
+from jaxlm.core.config import require  # noqa: E402
+from jaxlm.core.errors import choose  # noqa: E402
+
+PLATFORMS = ("tpu", "cuda")
+FIRST_COLUMNS = ("kernel", "chip", "pattern", "length", "width", "direction", "ok", "seconds")
+
+FLAGS = flags.FlagValues()
+CHOSEN = flags.DEFINE_list("platforms", list(PLATFORMS), "platforms, of: " + ", ".join(PLATFORMS), flag_values=FLAGS)
+ONLY = flags.DEFINE_string("only", "", "compile the cases whose name contains this", flag_values=FLAGS)
+BUNDLES = flags.DEFINE_boolean("bundles", True, "count the bundles of the TPU kernels too", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", "results/aot", "folder for the tables", flag_values=FLAGS)
+
+
+def main() -> int:
+    platforms = [choose("platform", name, PLATFORMS) for name in CHOSEN.value]
+    rows = []
+    for name in platforms:
+        platform = importlib.import_module(f"experiments.aot.{name}")
+        for case in platform.kernels():
+            if ONLY.value in case.name:
+                rows.append({**vars(case), **platform.compile(case)})
+                print(line(rows[-1]), flush=True)
+    require(bool(rows), f"--only={ONLY.value}: no case has this in its name")
+    record = provenance.collect()
+    folder = Path(WORKDIR.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(rows)
+    (folder / "kernels.txt").write_text(text, encoding="utf-8")
+    (folder / "kernels.json").write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(text, end="")
+    if BUNDLES.value and "tpu" in platforms:
+        from experiments.aot import bundles
+
+        found = bundles.count([case for case in bundles.kernels() if ONLY.value in case.name])
+        text = json.dumps({**record, "kernels": found}, indent=1)
+        (folder / "bundles.json").write_text(text + "\n", encoding="utf-8")
+        print(json.dumps(found, indent=1))
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it passes by."""
+    rest = {name: value for name, value in row.items() if name not in FIRST_COLUMNS}
+    return " ".join(f"{row[name]}" for name in FIRST_COLUMNS) + "  " + ", ".join(f"{k} {v}" for k, v in rest.items())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in columns, errors below."""
+    columns = list(FIRST_COLUMNS) + sorted({name for row in rows for name in row} - {*FIRST_COLUMNS, "error", "dtype"})
+    cells = [columns] + [[str(row.get(name, "")) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines += [f"{row['kernel']} {row['chip']} {row['pattern']}: {row['error']}" for row in rows if "error" in row]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, FLAGS, __doc__))
