@@ -4,7 +4,7 @@
     .venv-aot/bin/python -m experiments.compile_kernels       the whole table, into results/aot
     ... --platforms=tpu --only="window" --workdir=runs/aot    part of it
 
-Writes kernels.txt, kernels.json (with command, commit and versions) and bundles.json, the static cost of the TPU kernels
+Writes kernels.txt, kernels.json (with command, commit, versions) and bundles.json, the static cost of the TPU kernels,
 to which tests/kernels/test_aot.py compares. Exit code 1 if anything does not compile.
 """
 

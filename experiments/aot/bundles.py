@@ -1,7 +1,7 @@
 """The static cost of TPU kernels: what the compiler's final schedule is made of, per kernel.
 
-A bundle is the instructions of one cycle if nothing stalls. The count takes every branch of a kernel once (full tiles,
-partial tiles, the start and the end of a row), so it ranks versions of a kernel and block sizes; it is no time. It is kept
+A bundle is the instructions of one cycle if nothing stalls. The count takes every branch of a kernel once (full and
+partial tiles, start and end of a row), so it ranks versions of a kernel and block sizes but is not a time. It is kept
 in results/aot/bundles.json, and a test notices when it rises.
 
 libtpu dumps schedules only if it is told before it loads, so counting is the work of a process of its own:
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from experiments.aot.cases import Case
 
 FOLDER = "JAXLM_SCHEDULES"  # the environment's name for where the child writes
 PATTERNS = ("window 1024 + 4", "landmark")
+KERNEL = re.compile(r"(?:block_sparse|landmark)_\w+?_kernel")
 UNITS = {"MXU": "matrix", "VALU": "vector", "XLU": "lanes", "EUP": "exponential"}
 
 
@@ -65,8 +67,7 @@ def _schedules(folder: Path) -> dict[str, Any]:
         used = [list(map(int, row.split())) for row in rows if row[:1].isdigit()]
         total = dict(zip(units, map(sum, zip(*used, strict=True)), strict=True))
         room = dict(zip(units, map(int, slots.split()), strict=True))
-        kernel = path.name.split("-")[1].partition(".")[0]
-        found[kernel] = {
+        found[KERNEL.findall(path.name)[0]] = {
             "bundles": len(used),
             "spills": total["VSTORE:SPILL"],
             **{word: round(total[unit] / (len(used) * room[unit]), 3) for unit, word in UNITS.items()},

@@ -30,7 +30,7 @@ class LandmarkCache:
     """State of one layer. T is the capacity in whole blocks.
 
     Attributes:
-      k, v: [B, G, T, K], in the host's memory if the policy says so.
+      k, v: [B, G, T, K]; under a policy that offloads, tables [B G T / P, P K] in the host's memory.
       marks: [B, G, T / P, K], the keys of the landmarks, apart; None if all blocks are read.
       position: int32 [B, T]. segment: int32 [B, T], 0 where the slot is empty.
       cursor: int32 [B], the next slot of each row.
@@ -62,7 +62,7 @@ class LandmarkCache:
         """Writes the tokens that are not padding, each row at its own cursor; returns their slots too, int32 [B, L]."""
         real = segment_BL != 0
         slots = self.cursor[:, None] + jnp.cumsum(real, 1, dtype=jnp.int32) - real
-        rows, at = jnp.arange(real.shape[0])[:, None], jnp.where(real, slots, self.k.shape[2])
+        rows, at = jnp.arange(real.shape[0])[:, None], jnp.where(real, slots, self.position.shape[1])
         write = lambda old, new, at: old.at[rows, at].set(new, mode="drop")
         write_heads = lambda old, new, at: old.at[rows, :, at].set(new.astype(old.dtype), mode="drop")
         marks = self.marks
@@ -81,30 +81,35 @@ class LandmarkCache:
         )
         return state, slots
 
-    def _write_host(self, old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-        batch, groups, size, width = old.shape
-        head = jnp.arange(batch * groups).reshape(batch, 1, groups)
-        rows = jnp.where(at[..., None] < size, head * size + at[..., None], batch * groups * size)  # [B, L, G]
-        table = host_memory.write_rows(old.reshape(-1, width), rows.reshape(-1), new.reshape(-1, width))
-        return table.reshape(old.shape)
-
     def fetch(self, place: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of blocks, [B, G, m, P, K], by their numbers ``place``, int32 [B, G, m]."""
 
         def one(x: jax.Array) -> jax.Array:
-            batch, groups, size, width = x.shape
-            blocks, shape = size // self.period, (*place.shape, self.period, width)
-            if not self.policy.offload:
-                x = x.reshape(batch, groups, blocks, self.period, width)
-                return jax.vmap(jax.vmap(lambda x, i: x[i]))(x, place)
-            rows = jnp.arange(batch * groups).reshape(batch, groups, 1) * blocks + place
-            return host_memory.read_rows(x.reshape(-1, self.period * width), rows.reshape(-1)).reshape(shape)
+            if self.policy.offload:
+                rows = self._rows(place, jnp.arange(place.shape[1])[:, None]).reshape(-1)
+                return host_memory.read_rows(x, rows).reshape(*place.shape, self.period, -1)
+            x = x.reshape(*x.shape[:2], -1, self.period, x.shape[-1])
+            return jax.vmap(jax.vmap(lambda x, i: x[i]))(x, place)
 
         return one(self.k), one(self.v)
 
+    def _write_host(self, table: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+        """``table`` with the keys or values ``new`` [B, L, G, K] at the slots ``at`` [B, L]."""
+        *_, groups, width = new.shape
+        rows = self._rows(at[..., None] // self.period, jnp.arange(groups))  # [B, L, G]
+        rows = jnp.where((at < self.position.shape[1])[..., None], rows, table.shape[0])
+        columns = jnp.broadcast_to((at % self.period * width)[..., None], rows.shape)
+        return host_memory.write_pieces(table, rows.reshape(-1), columns.reshape(-1), new.reshape(-1, width))
+
+    def _rows(self, block: jax.Array, head: jax.Array) -> jax.Array:
+        """Where a table on the host holds the blocks of heads: int32 [B, ...] and what broadcasts to it."""
+        assert self.marks is not None
+        batch, groups, blocks, _ = self.marks.shape
+        return (jnp.arange(batch)[:, None, None] * groups + head) * blocks + block
+
     def grow(self, capacity: int) -> LandmarkCache:
         """The same memory with empty slots added, for ``capacity`` tokens in all."""
-        more = _whole(capacity, self.period) - self.k.shape[2]
+        more = _whole(capacity, self.period) - self.position.shape[1]
         pad = lambda axis, x: _padded(x, axis, more)
         return dataclasses.replace(
             self,
@@ -173,10 +178,15 @@ class Landmark(Spec):
         slots, value_width = _whole(capacity, period), width if value_width is None else value_width
         if self.offload and not host_memory.is_apart():
             warnings.warn("cache 'landmark': offload does nothing on a CPU, whose memory is the host's", stacklevel=2)
-        place = host_memory.to_host if self.offload else lambda x: x
+
+        def empty(width: int) -> jax.Array:
+            if self.offload:
+                return host_memory.to_host(jnp.zeros((batch * groups * slots // period, period * width), dtype))
+            return jnp.zeros((batch, groups, slots, width), dtype)
+
         return LandmarkCache(
-            k=place(jnp.zeros((batch, groups, slots, width), dtype)),
-            v=place(jnp.zeros((batch, groups, slots, value_width), dtype)),
+            k=empty(width),
+            v=empty(value_width),
             marks=jnp.zeros((batch, groups, slots // period, width), dtype) if self.blocks else None,
             position=jnp.zeros((batch, slots), jnp.int32),
             segment=jnp.zeros((batch, slots), jnp.int32),

@@ -2,13 +2,16 @@
 
 from jaxlm.dist.batch import global_batch
 from jaxlm.dist.mesh import Mesh, make_mesh
-from jaxlm.dist.rules import RULES, constrain, param_shardings, per_device, sharding, use_mesh
+from jaxlm.dist.rules import RULES, Axes, constrain, divides, is_active, param_shardings, per_device, sharding, use_mesh
 
 __all__ = [
     "RULES",
+    "Axes",
     "Mesh",
     "constrain",
+    "divides",
     "global_batch",
+    "is_active",
     "make_mesh",
     "param_shardings",
     "per_device",

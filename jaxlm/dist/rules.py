@@ -86,6 +86,17 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape, rules))
 
 
+def is_active() -> bool:
+    """Whether a mesh is in use."""
+    return _ACTIVE.get() is not None
+
+
+def divides(name: str, size: int) -> bool:
+    """Whether the axes that ``name`` goes to divide a dimension of ``size`` on the mesh in use; False without one."""
+    active = _ACTIVE.get()
+    return active is not None and bool(sharding(active[0], (name,), (size,), active[1]).spec)
+
+
 def per_device(
     function: Callable[..., jax.Array], arguments: tuple[Any, ...], axes: tuple[Axes, ...], out: Axes
 ) -> jax.Array:

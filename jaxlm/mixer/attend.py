@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm import dist
 from jaxlm.core import registry
 from jaxlm.core.mask import Mask
-from jaxlm.core.types import Context, Params, PositionEncoding
+from jaxlm.core.types import Context, Params, PositionEncoding, TileBias
 from jaxlm.ops.attention import attention, merge, with_sinks
 
 
@@ -90,26 +92,109 @@ def attend(
         views: list[Any] = [(position.rotate(where, q, ctx.positions, ctx.length), held.k, None)]
     else:
         views = position.views(where, q, held.k, ctx.positions, held.positions, ctx.length)
+    biases = [position.bias(where, view_q, view_k, ctx.positions, held.positions) for view_q, view_k, _ in views]
+    joined = [join(view_q, view_k) for view_q, view_k, _ in views]
+    positions = None if own and ctx.slots else (ctx.positions, held.positions)
 
-    def view(mask: Mask, view_q: jax.Array, view_k: jax.Array, region: Mask | None, **more: Any) -> Any:
-        return attention(
-            *join(view_q, view_k),
-            values,
-            mask=mask if region is None else mask & region,
-            positions=None if own and ctx.slots else (ctx.positions, held.positions),
-            segment_ids=held.segments,
-            bias=position.bias(where, view_q, view_k, ctx.positions, held.positions),
-            ordered=own and ctx.ordered,
-            **more,
-            **options,
+    def over(qs: Any, ks: Any, values: jax.Array, positions: Any, segments: Any, sinks: Any, biases: Any) -> jax.Array:
+        def view(i: int, seen: Mask, **more: Any) -> Any:
+            region = views[i][2]
+            return attention(
+                qs[i],
+                ks[i],
+                values,
+                mask=seen if region is None else seen & region,
+                positions=positions,
+                segment_ids=segments,
+                bias=biases[i],
+                ordered=own and ctx.ordered,
+                **more,
+                **options,
+            )
+
+        if len(views) == 1 and not again:
+            return view(0, mask, sink_logits=sinks)
+        parts = []
+        for seen, times in ((mask, 1), *again):
+            for i in range(len(views)):
+                out, lse = view(i, seen, return_lse=True)
+                parts.append((out, lse + math.log(times)))
+        out, lse = functools.reduce(lambda a, b: merge(*a, *b), parts)
+        return out if sinks is None else with_sinks(out, lse, sinks)[0]
+
+    qs, ks = (tuple(pair[side] for pair in joined) for side in range(2))
+    return _apart(over, qs, ks, values, positions, held.segments, sinks, biases)
+
+
+def _apart(
+    over: Callable[..., jax.Array],
+    qs: tuple[jax.Array, ...],
+    ks: tuple[jax.Array, ...],
+    values: jax.Array,
+    positions: tuple[jax.Array, jax.Array] | None,
+    segments: tuple[jax.Array, jax.Array] | None,
+    sinks: jax.Array | None,
+    biases: list[TileBias | None],
+) -> jax.Array:
+    """``over`` with each device of the mesh in use at its own rows and heads, which the compiler cannot do to a kernel.
+
+    Heads are split where key heads are, and biases are none or say what each head needs to know.
+    """
+    batch = qs[0].shape[0]
+    numbers = [None if bias is None else bias.numbers() for bias in biases]
+    by_head = all(bias is None or n is not None for bias, n in zip(biases, numbers, strict=True))
+    heads = "heads" if by_head and dist.divides("heads", values.shape[2]) else None
+    row = lambda x: "batch" if x.shape[0] == batch else None
+    given: dict[str, tuple[Any, dist.Axes]] = {
+        "qs": (qs, ("batch", None, heads)),
+        "ks": (ks, ("batch", None, heads)),
+        "values": (values, ("batch", None, heads)),
+    }
+    for name, pair in (("positions", positions), ("segments", segments)):
+        for side, x in zip("qk", pair or (), strict=False):
+            given[f"{name}_{side}"] = x, (row(x),)
+    if sinks is not None:
+        given["sinks"] = sinks, (heads,)
+    for i, (bias, n) in enumerate(zip(biases, numbers, strict=True)):
+        if bias is not None:
+            given[f"bias_{i}"] = (n, (heads,)) if heads else (bias, ())
+
+    def run(*arrays: Any) -> jax.Array:
+        named = dict(zip(given, arrays, strict=True))
+        pair = lambda name: (named[f"{name}_q"], named[f"{name}_k"]) if f"{name}_q" in named else None
+        here: list[TileBias | None] = []
+        for i, bias in enumerate(biases):
+            found = named.get(f"bias_{i}")
+            here.append(OwnHeads(found, bias.at, bias.trainable) if bias is not None and heads else found)
+        return over(
+            named["qs"], named["ks"], named["values"], pair("positions"), pair("segments"), named.get("sinks"), here
         )
 
-    if len(views) == 1 and not again:
-        return view(mask, *views[0], sink_logits=sinks)
-    parts = []
-    for seen, times in ((mask, 1), *again):
-        for each in views:
-            out, lse = view(seen, *each, return_lse=True)
-            parts.append((out, lse + math.log(times)))
-    out, lse = functools.reduce(lambda a, b: merge(*a, *b), parts)
-    return out if sinks is None else with_sinks(out, lse, sinks)[0]
+    if not dist.is_active():
+        return over(qs, ks, values, positions, segments, sinks, biases)
+    return dist.per_device(
+        run,
+        tuple(x for x, _ in given.values()),
+        tuple(axes for _, axes in given.values()),
+        ("batch", None, heads, None),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OwnHeads(TileBias):
+    """A bias for some of the heads of another: their numbers [h, n], and its rule."""
+
+    values: jax.Array
+    rule: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
+    trains: bool = dataclasses.field(metadata={"static": True})
+
+    @property
+    def trainable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.trains
+
+    def numbers(self) -> jax.Array:
+        return self.values
+
+    def at(self, numbers: tuple[jax.Array, ...], pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
+        return self.rule(numbers, pos_q, pos_k)

@@ -6,7 +6,10 @@ already: there the same functions are ordinary scatters and gathers.
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.compute_on import compute_on
 
@@ -25,16 +28,17 @@ def to_host(x: jax.Array) -> jax.Array:
     return jax.device_put(x, HOST) if is_apart() else x
 
 
-def write_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-    """``table`` [R, W] in the host's memory with ``values`` [n, W] at ``rows``, int32 [n]; those beyond R dropped."""
-    values = values.astype(table.dtype)
+def write_pieces(table: jax.Array, rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
+    """``table`` [R, W] in the host's memory with ``values`` [n, w] at ``rows`` and from ``columns`` on, both int32 [n];
+    those beyond R are dropped."""
+    places, values = jnp.stack((rows, columns), -1), values.astype(table.dtype)
+    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0, 1))
+    write = functools.partial(lax.scatter, dimension_numbers=numbers, mode=lax.GatherScatterMode.FILL_OR_DROP)
     if not is_apart():
-        return table.at[rows].set(values, mode="drop")
-    rows, values = jax.device_put(rows[:, None], HOST), jax.device_put(values, HOST)
-    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+        return write(table, places, values)
+    places, values = jax.device_put(places, HOST), jax.device_put(values, HOST)
     with compute_on("device_host"):
-        new = lax.scatter(table, rows, values, numbers, mode=lax.GatherScatterMode.FILL_OR_DROP)
-        return jax.device_put(new, HOST)
+        return jax.device_put(write(table, places, values), HOST)
 
 
 def read_rows(table: jax.Array, rows: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ __all__ = ["backward", "blocks", "forward", "supports"]
 
 DTYPES = ("bfloat16", "float16")
 WIDTHS = (64, 128)
-CHIPS = ("H100", "H200", "H800", "H20", "GH200")
+CHIPS = ("H100", "H200", "H800", "H20")  # parts of the device kind
 
 
 def supports(request: Request) -> str | None:
@@ -65,10 +65,10 @@ def supports(request: Request) -> str | None:
         return f"blocks of {request.block_q} x {request.block_k} are not multiples of {OWN_ROWS}"
     if request.tables:
         return "the mask looks up tables, which a kernel cannot gather from"
-    if request.bias in ("tile", "trainable"):
-        return {"tile": "the bias has no form for kernels (Bias.at)", "trainable": "the bias is trainable"}[
-            request.bias
-        ]
+    if request.bias == "trainable":
+        return "the bias is trainable, and these kernels have no gradient for it"
+    if request.bias == "tile":
+        return "the bias has no form for kernels (Bias.at)"
     return None
 
 

@@ -36,6 +36,8 @@ def matrices(*shape: int, dtype: Any) -> Any:
 def kernel(body: Callable[..., None], name: str, interpret: Any, **arguments: Any) -> Callable[..., Any]:
     """`plgpu.kernel` of `CONSUMERS` + 1 warpgroups, along the axis "warpgroup"."""
     body.__name__ = f"block_sparse_attention_{name}"
+    if interpret is True:
+        interpret = plgpu.InterpretGPUParams()
     return plgpu.kernel(
         body,
         num_threads=CONSUMERS + 1,

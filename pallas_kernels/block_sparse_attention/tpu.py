@@ -43,7 +43,7 @@ def blocks(request: Request) -> tuple[int, int]:
     side = 512 if request.dtype == "float32" or request.width > LANES or _small_units(request.chip) else 1024
     if request.grain:
         side = max(LANES, math.gcd(side, request.grain))
-    return _fitting(request.length_q, side), _fitting(request.length_k, side)
+    return fitting(request.length_q, side), fitting(request.length_k, side)
 
 
 def supports(request: Request) -> str | None:
@@ -166,7 +166,11 @@ class Call:
         bias: Bias | None,
         options: Options,
         keys_still: bool,
+        name: str = "block_sparse",
+        keep: bool = True,
     ):
+        """``keep`` gives the kernel the scratch for the still tokens' numbers as columns; ``name`` begins its own."""
+        self.name, self.keep = name, keep
         self.mask, self.bias, self.options = mask, bias, options
         self.batch, self.heads, length_q, self.width = q.shape
         groups, length_k, self.value_width = k.shape[1], k.shape[2], v.shape[3]
@@ -255,7 +259,7 @@ class Call:
             scalars["bias"] = self.bias.numbers.astype(jnp.float32).reshape(-1)
         rows = {"tokens_q": self.query_rows, "tokens_k": self.key_rows}
         ins = ins | {name: rows[name](x) for name, x in self.tokens.items()}
-        if self.still in self.tokens:
+        if self.keep and self.still in self.tokens:
             size = self.mask.block_k if self.walk.keys_still else self.mask.block_q
             scratch = scratch | {"still": ((self.tokens[self.still].shape[2], size, LANES), jnp.int32)}
 
@@ -279,7 +283,7 @@ class Call:
             ),
             cost_estimate=self._cost(products, ins, outs),
             interpret=self.options.interpret,
-            name=kernel.__name__,
+            name=f"{self.name}_{kernel.__name__}",
         )(*scalars.values(), *(x.array for x in ins.values()))
         return dict(zip(outs, results, strict=True))
 
@@ -312,8 +316,9 @@ def _small_units(chip: str) -> bool:
     return any(f"v{n}" in chip for n in (4, 5))
 
 
-def _fitting(length: int, side: int) -> int:
-    """The largest block up to ``side`` that pads ``length`` by no more than an eighth, or the smallest."""
-    while side > LANES and -(-length // side) * side > max(LANES, length + length // 8):
+def fitting(length: int, side: int) -> int:
+    """The largest block up to ``side`` that pads ``length`` no more than a quarter beyond what the smallest does."""
+    least = -(-length // LANES) * LANES
+    while side > LANES and -(-length // side) * side > least + least // 4:
         side //= 2
     return side

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
@@ -49,7 +50,8 @@ def supports(request: Request) -> str | None:
 
 def blocks(request: Request) -> tuple[int, int]:
     """The shape of a mask's tile that suits these kernels."""
-    return 128, 128
+    side = max(LEAST_TILE, math.gcd(128, request.grain or 128))
+    return side, side
 
 
 def forward(
@@ -78,6 +80,7 @@ def forward(
     out, lse = job.call(
         kernel,
         "forward",
+        2,
         [job.tiles(q), job.whole(k), job.whole(v)],
         [job.tiles(jax.ShapeDtypeStruct((*q.shape[:3], v.shape[-1]), v.dtype)), job.tiles(_vector(q))],
     )
@@ -135,7 +138,7 @@ def _row_gradients(q, k, v, mask, bias, options, lse, delta, dout):
         spec = pl.BlockSpec((None, None, None, numbers), lambda i, h, b: (b, h, i, 0))
         outs.append((jax.ShapeDtypeStruct(shape, jnp.float32), spec))
     operands = [job.tiles(q), job.whole(k), job.whole(v), job.tiles(lse), job.tiles(delta), job.tiles(dout)]
-    dq, *dnumbers = job.call(kernel, "dq", operands, outs)
+    dq, *dnumbers = job.call(kernel, "dq", 3, operands, outs)
     return dq, dnumbers[0].sum((0, 2)) if numbers else None
 
 
@@ -162,7 +165,7 @@ def _column_gradients(q, k, v, mask, bias, options, lse, delta, dout):
         dv_ref[...] = dv.astype(v.dtype)
 
     queries = [job.whole(q), job.tiles(k), job.tiles(v), job.whole(lse), job.whole(delta), job.whole(dout)]
-    return job.call(kernel, "dkv", queries, [job.tiles(k), job.tiles(v)])
+    return job.call(kernel, "dkv", 4, queries, [job.tiles(k), job.tiles(v)])
 
 
 class _Aside(NamedTuple):
@@ -184,7 +187,7 @@ class _Job:
 
     def __init__(self, q: Any, k: Any, mask: BlockMask, bias: Bias | None, options: Options, columns: bool):
         self.mask, self.bias, self.options, self.columns = mask, bias, options, columns
-        self.group = q.shape[1] // k.shape[1]
+        self.group, self.width = q.shape[1] // k.shape[1], q.shape[-1]
         # Float32 as three products of its TF32 halves: a tensor core's speed at nearly float32's precision.
         exact = lax.Precision.HIGHEST if options.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         self.precision = exact if q.dtype == jnp.float32 else None
@@ -213,10 +216,13 @@ class _Job:
             return x, pl.BlockSpec((None, self.group, *x.shape[2:]), lambda i, h, b: (b, h, *zeros))
         return x, pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, lax.div(h, self.group), *zeros))
 
-    def call(self, kernel: Callable[..., None], name: str, operands: list[Any], outs: list[Any]) -> Any:
-        """Runs ``kernel(*operands, lists, aside, *outs)``, each as references."""
+    def call(self, kernel: Callable[..., None], name: str, products: int, operands: list[Any], outs: list[Any]) -> Any:
+        """Runs ``kernel(*operands, lists, aside, *outs)``, each as references; it has so many products a tile."""
         lists = self.mask.columns if self.columns else self.mask.rows
         rest = Lists(*map(jnp.asarray, lists)), self._aside()
+        live = lists.counts.mean() if isinstance(lists.counts, np.ndarray) else lists.indices.shape[-1]
+        pairs = int(math.prod(self.grid) * self.group ** int(self.columns) * live * self.tile * self.other_block)
+        arrays = [x for x, _ in (*operands, *outs)]
         return pl.pallas_call(
             kernel,
             grid=self.grid,
@@ -224,6 +230,11 @@ class _Job:
             out_specs=[spec for _, spec in outs],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outs],
             compiler_params=self.params,
+            cost_estimate=pl.CostEstimate(
+                flops=2 * products * pairs * self.width,
+                transcendentals=pairs,
+                bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
+            ),
             interpret=bool(self.options.interpret),
             name=f"block_sparse_attention_{name}",
         )(*(x for x, _ in operands), *rest)

@@ -85,7 +85,7 @@ def kinds(slot_q: jax.Array, slot_k: jax.Array, period: int, seg_q: Any = None, 
     block_q, block_k = slot_q // period, slot_k // period
     mark, earlier = slot_k % period == period - 1, block_k < block_q
     own = (block_k == block_q) & (slot_k <= slot_q)
-    direct, inner = jnp.where(mark, earlier, own), earlier & ~mark
+    direct, inner = mark & earlier | ~mark & own, earlier & ~mark
     if seg_q is not None:
         same = (seg_q == seg_k) & (seg_q != 0)
         direct, inner = direct & same, inner & same
@@ -101,10 +101,10 @@ def softmax_step(state: Softmax, logits: jax.Array, kind: Kinds) -> tuple[Softma
     """Takes in a tile's base-2 logits [.., n, P, r]; returns the state, the weights of the tile's values, relative to
     the state's maximum, and the factor that what was summed so far has to be multiplied with."""
     top = jnp.maximum(state.top, jnp.where(kind.direct, logits, NEVER).max((-3, -2), keepdims=True))
-    outer, inner = _weights(logits, kind, top)
+    outer, powers, norm = _weights(logits, kind, top)
     fade = jnp.exp2(state.top - top)
     total = state.total * fade + outer.sum((-3, -2), keepdims=True)
-    return Softmax(top, total), jnp.where(kind.mark, 0.0, outer) + inner * _gates(outer, kind), fade
+    return Softmax(top, total), jnp.where(kind.mark, 0.0, outer) + powers * (_gates(outer, kind) * norm), fade
 
 
 def softmax_finish(state: Softmax, weighted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,22 +123,23 @@ class Gradients(NamedTuple):
 
 def gradients(logits: jax.Array, kind: Kinds, lse: jax.Array, dweights: jax.Array, delta: jax.Array) -> Gradients:
     """From base-2 logits and ``dweights`` = v dout^T, [.., n, P, r], and lse (finite) and delta, [.., 1, 1, r]."""
-    outer, shares = _weights(logits, kind, lse * LOG2E)
-    inner = shares * _gates(outer, kind)
-    mean = (shares * dweights).sum(-2, keepdims=True)
+    outer, powers, norm = _weights(logits, kind, lse * LOG2E)
+    inner = powers * (_gates(outer, kind) * norm)
+    mean = (powers * dweights).sum(-2, keepdims=True) * norm
     own = outer * (jnp.where(kind.mark, mean, dweights) - delta)
     return Gradients(jnp.where(kind.mark, 0.0, outer) + inner, own + inner * (dweights - mean))
 
 
-def _weights(logits: jax.Array, kind: Kinds, top: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """2^(logits - top) of the outer softmax's pairs, and the softmax of each earlier block; both 0 elsewhere."""
+def _weights(logits: jax.Array, kind: Kinds, top: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """2^(logits - top) of the outer softmax's pairs; of the tokens of earlier blocks, 2^(logits - their block's
+    maximum) and the factor that makes each block's a softmax, [.., n, 1, r]. Both are 0 elsewhere."""
     peak = jnp.maximum(jnp.where(kind.inner, logits, NEVER).max(-2, keepdims=True), FLOOR)
     # A pair is of one kind at most, so one exponential serves both.
     exponent = jnp.where(kind.direct, logits - top, jnp.where(kind.inner, logits - peak, NEVER))
     powers = jnp.exp2(exponent)
     inner = jnp.where(kind.inner, powers, 0.0)
     total = inner.sum(-2, keepdims=True)
-    return jnp.where(kind.direct, powers, 0.0), inner / jnp.where(total > 0, total, 1.0)
+    return jnp.where(kind.direct, powers, 0.0), inner, 1 / jnp.where(total > 0, total, 1.0)
 
 
 def _gates(outer: jax.Array, kind: Kinds) -> jax.Array:

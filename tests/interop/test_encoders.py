@@ -124,9 +124,6 @@ def test_what_an_encoder_cannot_do_is_said():
         model, _ = loaded(name)
         with pytest.raises(ConfigError, match=f"mixer '{name}' looks ahead: it has no state"):
             jaxlm.init_state(model, 1, 8)
-    model, params = loaded("llama")
-    with pytest.raises(ConfigError, match="token_types: the model has none"):
-        decoder.forward(model.spec, params, jnp.ones((1, 3), jnp.int32), token_types=jnp.ones((1, 3), jnp.int32))
 
 
 LONG = [("longformer", {"mixer.global_tokens": (0, 700)}), ("big_bird", {"mixer.block": 16, "mixer.random": 3})]

@@ -1,0 +1,69 @@
+"""Kernels through the real compilers, with no chip there: they compile within memory, and their static cost stays."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.aot import bundles, cuda, tpu
+from experiments.aot.cases import Case
+from pallas_kernels.block_sparse_attention import tpu as backend
+
+pytestmark = [pytest.mark.aot]
+
+KEPT = Path(__file__).resolve().parents[2] / "results" / "aot" / "bundles.json"
+RISE = 1.1  # of a kernel's bundles, tolerated
+
+
+def chosen(cases: list[Case]) -> list[Case]:
+    """One length, of all masks and chips; `experiments.compile_kernels` compiles every case."""
+    return [case for case in cases if case.direction == "gradient" and case.length == 4096 and case.width == 128]
+
+
+def installed(package: str) -> None:
+    pytest.importorskip(package, reason="make test-aot installs the compilers")
+
+
+@pytest.mark.parametrize("case", chosen(tpu.kernels()), ids=lambda case: case.name)
+def test_compiles_for_tpu(case: Case) -> None:
+    installed("libtpu")
+    row = tpu.compile(case)
+    assert row["ok"], row["error"]
+    assert row["kernels"] >= 3  # forward, queries, keys: nothing fell to XLA
+
+
+def test_a_tile_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That compiling here is a check at all: the compiler refuses a kernel that needs more fast memory than it may."""
+    installed("libtpu")
+    monkeypatch.setattr(backend, "blocks", lambda request: (1024, 1024))
+    monkeypatch.setattr(backend, "FAST_MEMORY", 2**20)
+    row = tpu.compile(next(case for case in tpu.kernels() if case.width == 128))
+    assert not row["ok"] and "vmem" in row["error"]
+
+
+@pytest.mark.parametrize("case", chosen(cuda.kernels()), ids=lambda case: case.name)
+def test_compiles_for_cuda(case: Case) -> None:
+    installed("jax_cuda13_plugin")
+    row = cuda.compile(case)
+    assert row["ok"], row["error"]
+    assert row["kernels"] >= 2 and row["wgmma"] > 0
+    assert row["spill_bytes"] == 0 and row["shared_bytes"] <= cuda.MOST_SHARED_MEMORY
+
+
+@pytest.mark.parametrize("chip", tpu.CHIPS)
+def test_static_cost_does_not_rise(chip: str) -> None:
+    installed("libtpu")
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    known = {name: kept["versions"][name] for name in versions}
+    if versions != known:
+        pytest.skip(f"{KEPT.name} was counted with {known}, not {versions}: renew it with experiments.compile_kernels")
+    cases = [case for case in bundles.kernels() if case.chip == chip]
+    for name, kernels in bundles.count(cases).items():
+        assert kernels.keys() == kept["kernels"][name].keys()
+        for kernel, found in kernels.items():
+            before = kept["kernels"][name][kernel]["bundles"]
+            assert found["bundles"] <= RISE * before, f"{name}, {kernel}: {before} bundles before"
