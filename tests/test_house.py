@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"configs"},
     {"experiments"},
-    {"experiments.peers", "experiments.aot"},  # other libraries at the same work; compilers for chips that are not there
+    {"experiments.peers", "experiments.aot"},  # other libraries at the same work; compilers for absent chips
     {"jaxlm"},  # jaxlm/__init__.py, the public names
     {"jaxlm.eval"},
     {"jaxlm.train", "jaxlm.decode", "jaxlm.interop", "jaxlm.compress"},

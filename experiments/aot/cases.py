@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm.attention import patterns
 from jaxlm.attention.mask import Causal, Lambda
 from jaxlm.ops.attention import attention
+from jaxlm.ops.landmark import landmark_attention
 
 WIDTH = 2048  # of the model whose heads these are
 REPEATS = 4  # query heads per key head
@@ -26,6 +27,7 @@ PATTERNS: dict[str, Callable[[int, jax.Array, jax.Array], dict[str, Any]]] = {
     "BigBird": lambda length, ids, lists: {"mask": patterns.bigbird(length, block=128)},
     "blocks by head (traced)": lambda length, ids, lists: {"mask": patterns.block_sparse(lists, block=128)},
 }
+LANDMARK = ("landmark", "landmark, documents (traced)")
 BLOCKS_CHOSEN = 16  # of 128 keys, by each query block of each head
 
 
@@ -36,7 +38,7 @@ class Case:
     Attributes:
       kernel: the operation and its implementation, ``"attention/tpu"``.
       chip: of the platform.
-      pattern: of `PATTERNS`, or the operation's own.
+      pattern: of `PATTERNS` or `LANDMARK`.
       length, width: of the sequence and of a head.
       direction: ``"forward"`` or ``"gradient"`` (which contains the forward pass).
       dtype: of q, k and v.
@@ -64,12 +66,13 @@ def attention_cases(
     chips: Iterable[str],
     lengths: Iterable[int] = (4096, 16384, 65536),
     widths: Iterable[int] = (64, 128),
+    patterns: Iterable[str] = tuple(PATTERNS),
 ) -> list[Case]:
     """Every mask, length, head width and direction for each chip."""
     return [
         Case(kernel, chip, pattern, length, width, direction)
         for chip in chips
-        for pattern in PATTERNS
+        for pattern in patterns
         for length in lengths
         for width in widths
         for direction in ("forward", "gradient")
@@ -77,21 +80,24 @@ def attention_cases(
 
 
 def program(case: Case) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
-    """The function of a case of attention, and the shapes of its arguments."""
+    """The function of a case, and the shapes of its arguments."""
     heads, length = WIDTH // case.width, case.length
     q = jax.ShapeDtypeStruct((1, length, heads, case.width), case.dtype)
     k = jax.ShapeDtypeStruct((1, length, heads // REPEATS, case.width), case.dtype)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     lists = jax.ShapeDtypeStruct((1, heads, length // 128, BLOCKS_CHOSEN), jnp.int32)
 
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, lists: jax.Array) -> jax.Array:
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, lists: jax.Array) -> Any:
+        if case.pattern in LANDMARK:
+            segments = (ids, ids) if "documents" in case.pattern else None
+            return landmark_attention(q, k, v, period=64, segment_ids=segments, implementation=case.implementation)
         options = PATTERNS[case.pattern](length, ids, lists)
         return attention(q, k, v, implementation=case.implementation, **options)
 
     return (forward if case.direction == "forward" else gradient(forward)), [q, k, k, ids, lists]
 
 
-def gradient(forward: Callable[..., jax.Array]) -> Callable[..., Any]:
+def gradient(forward: Callable[..., Any]) -> Callable[..., Any]:
     """d sum(forward) / d (q, k, v)."""
     return jax.grad(lambda *args: forward(*args).astype(jnp.float32).sum(), (0, 1, 2))
 

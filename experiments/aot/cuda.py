@@ -71,12 +71,16 @@ def executable(case: Case, dump: str) -> Any:
     os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_MLIR_PASSES": "1", "MOSAIC_GPU_DUMP_TO": dump}
     with aimed_at("gpu", case.chip), _target(case.chip):
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
-    return lowered.compile({"xla_dump_to": dump})
+    return lowered.compile({"xla_dump_to": dump, "xla_dump_emitter_re": "ptx"})
 
 
 def _report(folder: Path, case: Case) -> dict[str, Any]:
     """What the compilers say of the kernels of a case, and how many they are."""
     ptx = [path for path in sorted(folder.glob("*.ptx")) if NAME in path.read_text()]
+    if not ptx:
+        raise RuntimeError(
+            "no kernel was compiled: another case of this process has the same ones, or dumps have moved"
+        )
     said = [_assemble(path) for path in ptx]
     numbers = lambda pattern, texts: [int(n) for text in texts for n in re.findall(pattern, text)]
     if case.implementation == "mosaic_gpu":
@@ -85,10 +89,10 @@ def _report(folder: Path, case: Case) -> dict[str, Any]:
         logs, shared = folder.glob("*.thunk_sequence.txt"), rf"{NAME}.* shared_memory: (\d+)"
     return {
         "kernels": len(ptx),
-        "registers": max(numbers(r"Used (\d+) registers", said), default=0),
-        "spill_bytes": max(numbers(r"(\d+) bytes spill stores", said), default=0),
-        "shared_bytes": max(numbers(shared, (log.read_text() for log in logs)), default=0),
-        "wgmma": min((path.read_text().count("wgmma.mma_async") for path in ptx), default=0),
+        "registers": max(numbers(r"Used (\d+) registers", said)),
+        "spill_bytes": max(numbers(r"(\d+) bytes spill stores", said)),
+        "shared_bytes": max(numbers(shared, (log.read_text() for log in logs))),
+        "wgmma": min(path.read_text().count("wgmma.mma_async") for path in ptx),
     }
 
 

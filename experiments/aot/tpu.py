@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.aot.cases import Case, attention_cases, lowered_for, program
+from experiments.aot.cases import LANDMARK, Case, attention_cases, lowered_for, program
 from pallas_kernels.block_sparse_attention.call import aimed_at
 
 CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}  # topologies the compiler has names for
@@ -17,7 +17,9 @@ CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}  # topologi
 
 def kernels() -> list[Case]:
     """Every case of every TPU kernel."""
-    return attention_cases("attention/tpu", CHIPS, lengths=(4096, 65536))
+    lengths = 4096, 65536
+    landmark = attention_cases("landmark/tpu", CHIPS, lengths, patterns=LANDMARK)
+    return attention_cases("attention/tpu", CHIPS, lengths) + landmark
 
 
 def compile(case: Case) -> dict[str, Any]:

@@ -177,6 +177,29 @@ class Globals(Mask):
         return min(length, 2.0 * n)
 
 
+def _aligned(size: int, layout: Layout) -> bool:
+    """Whether every tile lies in one block of ``size`` x ``size``, so that a flag says all of it."""
+    sizes = (layout.block_q, layout.block_k)
+    return layout.plain and not (any(size % n for n in sizes) or layout.offset % layout.block_q)
+
+
+def _any_between(values: Any, low: Any, high: Any) -> Any:
+    """Whether one of ``values``, [n] or [B or 1, H or 1, n], lies strictly between low and high, elementwise."""
+    if all(isinstance(x, np.ndarray) for x in (values, low, high)) and values.size == values.shape[-1]:
+        ordered = np.sort(values, None)
+        return np.searchsorted(ordered, high) > np.searchsorted(ordered, low, side="right")
+
+    def one(values: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        return jnp.searchsorted(values, high) > jnp.searchsorted(values, low, side="right")
+
+    ordered = jnp.sort(jnp.asarray(values), -1)
+    if ordered.size == ordered.shape[-1]:
+        return one(ordered.reshape(-1), low, high)
+    lead = np.broadcast_shapes(ordered.shape[:2], low.shape[:2])
+    arrays = (jnp.broadcast_to(x, (*lead, *x.shape[2:])) for x in (ordered, low, high))
+    return jax.vmap(jax.vmap(one))(*arrays)
+
+
 @dataclasses.dataclass(frozen=True)
 class Diagonals(Mask):
     """A query sees the keys at the distances ``offsets``, [n] or [B or 1, H or 1, n]; with ``size`` above 1 every block
@@ -195,26 +218,24 @@ class Diagonals(Mask):
         return self.offsets if hasattr(self.offsets, "dtype") else np.asarray(self.offsets, np.int32)
 
     def pointwise(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
-        return self._crossed(self._array(), pos_q, pos_k)
-
-    def _crossed(self, offsets: Any, pos_q: Any, pos_k: Any) -> Any:
         apart = (pos_q // self.size - pos_k // self.size) * self.size
-        if offsets.ndim == 3:
-            offsets = offsets[:, :, None, None]
-        return ((offsets > apart[..., None] - self.size) & (offsets < apart[..., None] + self.size)).any(-1)
+        return _any_between(self._array(), apart - self.size, apart + self.size)
 
     def lower(self, to: Lowering) -> Cells:
-        offsets = self._array()
-        offsets = offsets[None, None] if offsets.ndim == 1 else offsets
-        to.number(offsets)
-        s = self.size
+        s, offsets = self.size, self._array()
         low, high = (to.q.low // s - to.k.high // s) * s, (to.q.high // s - to.k.low // s) * s
-        inside = (offsets[:, :, None, None] > low[..., None] - s) & (offsets[:, :, None, None] < high[..., None] + s)
-        some = inside.any(-1)
+        some = _any_between(offsets, low - s, high + s)
+        if _aligned(s, to.layout):
+            to.flag(some)
+        else:
+            to.number(offsets[None, None] if offsets.ndim == 1 else offsets)
         return Cells(some, some & (low == high))
 
     def see(self, tile: Tile) -> jax.Array:
-        return self._crossed(tile.number(), tile.q, tile.k)
+        if _aligned(self.size, tile.layout):
+            return tile.flag() & (tile.q == tile.q) & (tile.k == tile.k)
+        apart = (tile.q // self.size - tile.k // self.size) * self.size
+        return _any_between(tile.number(), apart - self.size, apart + self.size)
 
     def mean_keys(self, length: int) -> float:
         n = self.offsets.shape[-1] if hasattr(self.offsets, "shape") else len(self.offsets)
@@ -257,11 +278,6 @@ class Blocks(Mask):
     def _squeezed(self, x: Any) -> Any:
         return x[0, 0] if x.shape[:2] == (1, 1) else x
 
-    def _aligned(self, layout: Layout) -> bool:
-        """Whether every tile lies in one block of ours, so that a flag says all; else each query carries its list."""
-        sizes = (layout.block_q, layout.block_k)
-        return layout.plain and not (any(self.size % n for n in sizes) or layout.offset % layout.block_q)
-
     def lower(self, to: Lowering) -> Cells:
         indices, layout = self._array(), to.layout
         rows, last = indices.shape[2], layout.length_q + layout.offset - 1
@@ -269,7 +285,7 @@ class Blocks(Mask):
             not layout.plain or rows * self.size > last,
             f"Blocks.indices: {rows} query blocks of {self.size} do not reach position {last}",
         )
-        if not self._aligned(layout):
+        if not _aligned(self.size, layout):
             block = to.positions[0][:, None] // self.size
             for i in range(indices.shape[-1]):
                 to.query_data(lookup(self._squeezed(indices[..., i]), block))
@@ -299,7 +315,7 @@ class Blocks(Mask):
         return Cells(some, ~(some == some))
 
     def see(self, tile: Tile) -> jax.Array:
-        if self._aligned(tile.layout):
+        if _aligned(self.size, tile.layout):
             return tile.flag() & (tile.q == tile.q) & (tile.k == tile.k)
         chosen = [tile.query_data() for _ in range(self._array().shape[-1])]
         block, seen = tile.key_data(), (tile.q != tile.q) | (tile.k != tile.k)

@@ -489,5 +489,5 @@ class PerHead(Mask):
 
 
 def dense(mask: Mask, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
-    """The whole mask, bool [B or 1, H or 1, Lq, Lk], from positions [B, Lq] and [B, Lk]. It is L x L: for references."""
+    """The whole mask, bool [B or 1, H or 1, Lq, Lk], from positions [B, Lq] and [B, Lk]. For references: L x L."""
     return mask.pointwise(pos_q[:, None, :, None], pos_k[:, None, None, :])

@@ -8,6 +8,7 @@ formula and its gradients).
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 from jaxlm.core.errors import ConfigError, choose
 from pallas_kernels.block_sparse_attention.call import target
 from pallas_kernels.block_sparse_attention.core import Options, Request
-from pallas_kernels.landmark_attention import call, reference, xla
+from pallas_kernels.landmark_attention import call, reference
 from pallas_kernels.landmark_attention.core import Places
 
-BACKENDS: dict[str, ModuleType] = {"xla": xla}  # in the order in which they are tried
+BACKENDS = ("tpu", "xla")  # in the order in which they are tried
 IMPLEMENTATIONS = (*BACKENDS, "reference")
 
 
@@ -81,9 +82,10 @@ def _serve(
     implementation: str | None,
 ) -> tuple[jax.Array, jax.Array]:
     offset = k.shape[1] - q.shape[1]
-    for name, backend in BACKENDS.items():
+    for name in BACKENDS:
         if implementation not in (None, name):
             continue
+        backend = importlib.import_module(f"pallas_kernels.landmark_attention.{name}")
         request = _request(q, k, v, options)
         reason = "landmarks have no period" if period is None else backend.supports(request, period)
         if reason is None and period is not None:

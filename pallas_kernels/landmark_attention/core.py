@@ -114,6 +114,14 @@ def softmax_finish(state: Softmax, weighted: jax.Array) -> tuple[jax.Array, jax.
     return weighted / safe, jnp.where(total > 0, (top + jnp.log2(safe)) / LOG2E, -jnp.inf)
 
 
+def past_step(state: Softmax, logits: jax.Array) -> tuple[Softmax, jax.Array, jax.Array]:
+    """`softmax_step` for a tile of which every block is an earlier block of every query, in a third of the work."""
+    powers, total, marks = _past(logits)
+    top = jnp.maximum(state.top, marks.max(-3, keepdims=True))
+    gates, fade = jnp.exp2(marks - top), jnp.exp2(state.top - top)
+    return Softmax(top, state.total * fade + gates.sum(-3, keepdims=True)), powers * (gates / total), fade
+
+
 class Gradients(NamedTuple):
     """Of a tile: the weights of its values, and d loss / d natural logit."""
 
@@ -128,6 +136,29 @@ def gradients(logits: jax.Array, kind: Kinds, lse: jax.Array, dweights: jax.Arra
     mean = (powers * dweights).sum(-2, keepdims=True) * norm
     own = outer * (jnp.where(kind.mark, mean, dweights) - delta)
     return Gradients(jnp.where(kind.mark, 0.0, outer) + inner, own + inner * (dweights - mean))
+
+
+def past_gradients(logits: jax.Array, lse: jax.Array, dweights: jax.Array, delta: jax.Array) -> Gradients:
+    """`gradients` for a tile of which every block is an earlier block of every query."""
+    powers, total, marks = _past(logits)
+    gates = jnp.exp2(marks - lse * LOG2E)
+    mean = (powers * dweights).sum(-2, keepdims=True) / total
+    weights = powers * (gates / total)
+    return Gradients(weights, jnp.where(_is_mark(logits), gates * (mean - delta), weights * (dweights - mean)))
+
+
+def _past(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of blocks [.., n, P, r]: the tokens' powers relative to the block's greatest, 0 at the landmark, and their sum
+    and the landmark's logit, [.., n, 1, r]."""
+    tokens = jnp.where(_is_mark(logits), NEVER, logits)
+    powers = jnp.exp2(tokens - tokens.max(-2, keepdims=True))
+    return powers, powers.sum(-2, keepdims=True), logits[..., -1:, :]
+
+
+def _is_mark(logits: jax.Array) -> jax.Array:
+    """[.., 1, P, 1]: which slot of a block is the landmark's."""
+    shape = (*(1,) * (logits.ndim - 2), logits.shape[-2], 1)
+    return jax.lax.broadcasted_iota(jnp.int32, shape, logits.ndim - 2) == logits.shape[-2] - 1
 
 
 def _weights(logits: jax.Array, kind: Kinds, top: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

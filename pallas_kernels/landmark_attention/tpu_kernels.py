@@ -1,8 +1,8 @@
 """The three TPU kernels of landmark attention, as functions of one grid step.
 
-They walk the causal tiles as block-sparse attention does (`block_sparse_attention.tpu_kernels`), with one difference: a
-tile is keys first in all three, [blocks, period, queries], so that the sums over a block run along sublanes and all that
-belongs to a query is a row. A tile that every query of its row has long passed (kind 1) knows its kinds by heart.
+They walk the causal tiles as block-sparse attention does (`block_sparse_attention.tpu_kernels`), with one difference: in
+all three a tile is keys first, [blocks, period, queries], so that the sums over a block run along sublanes and all that
+belongs to a query is a row. A tile whose blocks every query of its row has passed (kind 1) asks for no mask.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def forward_kernel(period: int, frame: Frame, scalars: Refs, ins: Refs, outs: Re
     def tile(past: bool) -> None:
         logits, _ = _scores(frame, ins, period)
         state = Softmax(scratch["top"][...][None], scratch["total"][...][None])
-        state, weights, fade = core.softmax_step(state, logits, _kinds(frame, step, ins, period, past))
+        if past:
+            state, weights, fade = core.past_step(state, logits)
+        else:
+            state, weights, fade = core.softmax_step(state, logits, _kinds(frame, step, ins, period))
         scratch["top"][...], scratch["total"][...] = state.top[0], state.total[0]
         v = ins["v"][...]
         scratch["sums"][...] = scratch["sums"][...] * fade[0] + dot(v, _flat(weights).astype(v.dtype), 0, 0)
@@ -109,17 +112,17 @@ def _gradients(frame: Frame, step: Step, ins: Refs, period: int, past: bool) -> 
     logits, slope = _scores(frame, ins, period)
     dweights = dot(ins["v"][...], ins["dout"][...], 1, 1).reshape(logits.shape)
     lse, delta = (ins["stats"][i : i + 1, :][None] for i in range(2))
-    weights, dlogits = core.gradients(logits, _kinds(frame, step, ins, period, past), lse, dweights, delta)
+    if past:
+        weights, dlogits = core.past_gradients(logits, lse, dweights, delta)
+    else:
+        weights, dlogits = core.gradients(logits, _kinds(frame, step, ins, period), lse, dweights, delta)
     return _flat(weights), _flat(dlogits * slope if frame.options.soft_cap else dlogits)
 
 
-def _kinds(frame: Frame, step: Step, ins: Refs, period: int, past: bool) -> core.Kinds:
+def _kinds(frame: Frame, step: Step, ins: Refs, period: int) -> core.Kinds:
     blocks, queries = frame.block_k // period, frame.block_q
-    within = jax.lax.broadcasted_iota(jnp.int32, (blocks, period, 1), 1)
-    if past:
-        mark = within == period - 1
-        return core.Kinds(mark, mark, ~mark)
-    slot_k = step.start_k + jax.lax.broadcasted_iota(jnp.int32, (blocks, period, 1), 0) * period + within
+    block, within = (jax.lax.broadcasted_iota(jnp.int32, (blocks, period, 1), axis) for axis in range(2))
+    slot_k = step.start_k + block * period + within
     rows = [ins["tokens_q"][i : i + 1, :][None] for i in range(ins["tokens_q"].shape[0])] if "tokens_q" in ins else []
     if frame.explicit:
         slot_q, *rows = rows

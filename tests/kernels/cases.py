@@ -133,6 +133,9 @@ CASES: dict[str, Case] = {
     "block lists by row and head": Case(96, lambda rng, case: lists(rng, case, (2, 2)) | Window(5)),
     "lists of other blocks": Case(96, lambda rng, case: lists(rng, case), blocks=(64, 64)),
     "whole diagonals": Case(128, Causal() & Diagonals((0, 50), size=32)),
+    "diagonals by head": Case(
+        70, lambda rng, case: Diagonals(rng.integers(0, 60, (1, 2, 5)).astype(np.int32)) & Causal(), traced=True
+    ),
     "masks by head": Case(96, PerHead((Heads(1, Causal()), Heads(3, Window(20)))), heads=4),
     "traced lists": Case(160, lambda rng, case: lists(rng, case), traced=True),
     "traced lists by head": Case(
