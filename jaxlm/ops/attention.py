@@ -333,6 +333,7 @@ def _sparse(
     asked = dataclasses.replace(
         asked,
         traced=not isinstance(found.rows.counts, np.ndarray),
+        tiles=int(found.rows.counts.sum(-1).max()) if isinstance(found.rows.counts, np.ndarray) else 0,
         list_width=found.rows.indices.shape[-1],
         column_width=found.columns.indices.shape[-1],
         data_q=found.data[0].shape[2],

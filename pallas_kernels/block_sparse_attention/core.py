@@ -130,6 +130,7 @@ class Request:
       traced: whether the lists are traced arrays.
       grain: the size of the blocks of tokens that the mask is made of, which tiles had better divide; 0 for none.
       list_width: the longest list of a row; of a column: ``column_width``.
+      tiles: how many tiles the fullest map has, or 0 if that is traced.
       data_q, data_k: how many numbers the mask has per query and key.
       own_lists: whether each query head has lists of its own.
       tables: whether the mask has arrays among its numbers.
@@ -153,6 +154,7 @@ class Request:
     grain: int = 0
     list_width: int = 0
     column_width: int = 0
+    tiles: int = 0
     data_q: int = 0
     data_k: int = 0
     own_lists: bool = False

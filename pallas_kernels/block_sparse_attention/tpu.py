@@ -21,8 +21,8 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.block_sparse_attention import tpu_kernels
 from pallas_kernels.block_sparse_attention.core import Bias, BlockMask, Options, Request
 from pallas_kernels.block_sparse_attention.tpu_kernels import LANES, Frame, Walk
-from pallas_kernels.block_sparse_attention.tpu_parts import WORDS, in_parts, parts_of
-from pallas_kernels.block_sparse_attention.tpu_steps import Fields, steps_of
+from pallas_kernels.block_sparse_attention.tpu_parts import in_parts, memory_of, parts_of
+from pallas_kernels.block_sparse_attention.tpu_steps import Fields, most_tiles, steps_of
 
 DTYPES = ("float32", "bfloat16")  # Mosaic cannot load float16 vectors
 WIDEST = 256
@@ -36,8 +36,8 @@ FAST_MEMORY = 32 * 2**20  # bytes a kernel may take; chips have 64 MiB and more,
 def blocks(request: Request) -> tuple[int, int]:
     """The shape of a mask's tile that suits these kernels.
 
-    From the bundles of the compiled schedules (results/aot/bundles.json), which are cycles if nothing stalls. Per score
-    and in bfloat16, tiles of 1024 x 1024 take a third fewer than tiles of 512 x 512 on chips with matrix units of 256 x
+    From the bundles of the compiled schedules (experiments/aot/bundles.py), cycles if nothing stalls. Per score and in
+    bfloat16, tiles of 1024 x 1024 take a third fewer than tiles of 512 x 512 on chips with matrix units of 256 x
     256 (v6e, TPU7x) and an eighth fewer on those with 128 x 128, which such tiles lose again on a window of 1024.
     """
     side = 512 if request.dtype == "float32" or request.width > LANES or _small_units(request.chip) else 1024
@@ -71,7 +71,8 @@ def supports(request: Request) -> str | None:
         return None
     rows, columns = -(-r.length_q // r.block_q), -(-r.length_k // r.block_k)
     shares = r.heads // r.groups if r.own_lists else 1
-    need = max(rows * r.list_width, columns * shares * r.column_width) * WORDS
+    tiles = r.tiles or min(rows * r.list_width, columns * r.column_width)
+    need = memory_of(shares * tiles, max(rows, columns))
     if need > SCALAR_MEMORY or Fields.of(columns, shares, rows).bits > 31:
         return f"lists of {need} bytes exceed the {SCALAR_MEMORY} of scalar memory; larger blocks have shorter lists"
     return None
@@ -98,7 +99,8 @@ def forward(
         )
         return [found["out"], found["lse"]]
 
-    out, lse = in_parts(run, parts_of(mask.rows, k.shape[1], SCALAR_MEMORY), [q, k, v], mask, bias)
+    most = most_tiles(mask.rows, mask.columns)
+    out, lse = in_parts(run, parts_of(mask.rows, most, k.shape[1], SCALAR_MEMORY), [q, k, v], mask, bias)
     return out, lse[:, :, 0]
 
 
@@ -142,8 +144,9 @@ def backward(
         scratch = {name: ((mask.block_k, x.array.shape[3]), jnp.float32) for name, x in outs.items()}
         return list(call.run(tpu_kernels.keys_kernel, 4, operands(call, arrays), outs, scratch).values())
 
-    dq, *more = in_parts(queries, parts_of(mask.rows, k.shape[1], SCALAR_MEMORY), arrays, mask, bias)
-    dk, dv = in_parts(keys, parts_of(mask.columns, k.shape[1], SCALAR_MEMORY), arrays, mask, bias)
+    most = most_tiles(mask.rows, mask.columns)
+    dq, *more = in_parts(queries, parts_of(mask.rows, most, k.shape[1], SCALAR_MEMORY), arrays, mask, bias)
+    dk, dv = in_parts(keys, parts_of(mask.columns, most, k.shape[1], SCALAR_MEMORY), arrays, mask, bias)
     return dq, dk, dv, more[0].sum((0, 3)) if more else None
 
 
@@ -181,7 +184,7 @@ class Call:
             rows, columns = columns, rows
         own = keys_still and lists.indices.shape[1] > 1  # each query head has lists of its own
         fields = Fields.of(rows, group if own else 1, columns)
-        self.steps = steps_of(lists, fields, group if own else 1)
+        self.steps = steps_of(lists, fields, most_tiles(mask.rows, mask.columns), group if own else 1)
         self.walk = Walk(
             fields=fields,
             batches=self.steps.places.shape[0],

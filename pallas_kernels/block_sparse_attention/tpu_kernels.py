@@ -180,8 +180,8 @@ def tile_of(frame: Frame, step: Step, scalars: Refs, ins: Refs, scratch: Refs, f
         else:
             bias = at(numbers, pos_q, pos_k)
     if not full:
-        values = [scalars[f"number{i}"][0] for i in range(sum(key.startswith("number") for key in scalars))]
-        seen = frame.see(tuple(values), pos_q, pos_k, tuple(of_q), tuple(of_k), step.kind)
+        values = tuple(ref[0] for name, ref in scalars.items() if name.startswith("number"))
+        seen = frame.see(values, pos_q, pos_k, tuple(of_q), tuple(of_k), step.kind)
     logits, slope = scores(qk, frame.options, bias, seen)
     return Tile(logits, slope, pulled)
 

@@ -21,10 +21,15 @@ class Parts(NamedTuple):
     groups: int
 
 
-def parts_of(lists: Lists, groups: int, memory: int) -> Parts:
-    """The fewest parts whose lists take at most ``memory`` bytes; lists that all share cannot be cut."""
-    batch, heads, rows, width = lists.indices.shape
-    need = rows * width * WORDS
+def memory_of(tiles: int, rows: int) -> int:
+    """Bytes of scalar memory for the walk of a map of so many tiles; each row may need a step of its own."""
+    return (tiles + rows) * WORDS
+
+
+def parts_of(lists: Lists, most: int, groups: int, memory: int) -> Parts:
+    """The fewest parts whose lists, of ``most`` tiles each, take at most ``memory`` bytes; shared ones are not cut."""
+    batch, heads, rows, _ = lists.indices.shape
+    need = memory_of(most, rows)
     if batch * heads * need <= memory:
         return Parts(1, 1)
     return Parts(batch, 1) if heads * need <= memory else Parts(batch, groups if heads > 1 else 1)

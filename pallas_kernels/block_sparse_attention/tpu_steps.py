@@ -8,6 +8,7 @@ and its kind.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +60,15 @@ class Steps(NamedTuple):
     live: Any
 
 
-def steps_of(lists: Lists, fields: Fields, shares: int = 1) -> Steps:
-    """Strings the lists of each map together.
+def most_tiles(rows: Lists, columns: Lists) -> int:
+    """A bound of the tiles of any one map, from the lists of both directions."""
+    if isinstance(rows.counts, np.ndarray):
+        return int(rows.counts.sum(-1).max())
+    return min(math.prod(lists.indices.shape[2:]) for lists in (rows, columns))
+
+
+def steps_of(lists: Lists, fields: Fields, most: int, shares: int = 1) -> Steps:
+    """Strings the lists of each map together; no map has more than ``most`` tiles.
 
     With ``shares`` = R, every R maps along Hm fill the same rows (the query heads that share a key head), and make one
     walk that leaves a row when all R are through: Hm becomes Hm / R. A row without any tile has one dead step, for its
@@ -82,7 +90,7 @@ def steps_of(lists: Lists, fields: Fields, shares: int = 1) -> Steps:
     live = ends[:, -1].max()
     if xp is np:
         live = int(live)
-    length = live if xp is np else lines * width
+    length = live if xp is np else min(lines * width, shares * most + rows)
     step = np.broadcast_to(np.arange(length, dtype=np.int32), (maps, length))
 
     # The line of a step is how many lines have ended by then. Past its walk, a map stays in its last line.

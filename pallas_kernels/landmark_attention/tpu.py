@@ -107,9 +107,9 @@ def tiles(places: Places, length_q: int, length_k: int, request: Request) -> Blo
         slots = places.slots.reshape(-1, length_q // block_q, block_q)
         low, high = (x[:, None] for x in (slots.min((0, 2)), slots.max((0, 2))))
     some, past = starts <= high, starts + block_k <= low // period * period
-    data: tuple[Any, Any] = tuple(np.zeros((1, 1, 0, n), np.int32) for n in (length_q, length_k))
+    ids = places.segments or (np.zeros((1, 0, length_q), np.int32), np.zeros((1, 0, length_k), np.int32))
     if places.segments is not None:
-        past, data = past & False, tuple(x[:, None, None] for x in places.segments)
+        past, ids = past & False, tuple(x[:, None] for x in ids)
     rows, columns = both_ways(some[None, None], past[None, None])
     positions = None
     if places.slots is not None:
@@ -118,7 +118,7 @@ def tiles(places: Places, length_q: int, length_k: int, request: Request) -> Blo
         rows=rows,
         columns=columns,
         positions=positions,
-        data=data,
+        data=(ids[0][:, None], ids[1][:, None]),
         numbers=(),
         see=_unused,
         block_q=block_q,

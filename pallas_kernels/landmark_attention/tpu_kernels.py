@@ -1,8 +1,8 @@
 """The three TPU kernels of landmark attention, as functions of one grid step.
 
-They walk the causal tiles as block-sparse attention does (`block_sparse_attention.tpu_kernels`), with one difference: in
-all three a tile is keys first, [blocks, period, queries], so that the sums over a block run along sublanes and all that
-belongs to a query is a row. A tile whose blocks every query of its row has passed (kind 1) asks for no mask.
+They walk the causal tiles as block-sparse attention does (`block_sparse_attention.tpu_kernels`), with one difference:
+in all three a tile is keys first, [blocks, period, queries], so that the sums over a block run along sublanes and all
+that belongs to a query is a row. A tile whose blocks every query of its row has passed (kind 1) asks for no mask.
 """
 
 from __future__ import annotations

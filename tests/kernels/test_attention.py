@@ -1,50 +1,20 @@
-"""Every attention implementation against the float64 oracle, in value and all gradients, over one table of cases.
-
-Kernels run in Pallas' interpreter. What an implementation refuses is listed with its reason; anything else must pass.
-"""
+"""Attention by XLA and by the reference over the table of cases; the oracle itself against finite differences."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
 
-from jaxlm.ops.attention import supports
-from pallas_kernels.block_sparse_attention.call import aimed_at
-from tests.kernels.cases import CASES, draw, error, oracle, run
-
-INTERPRETED = ("tpu", "triton")
-
-# What an implementation may refuse in the table: (implementation, case), and words of the reason.
-REFUSED: dict[tuple[str, str], str] = {
-    ("tpu", "float16"): "float16",
-    **{(name, "diagonals by head"): "tables" for name in INTERPRETED},
-}
+from tests.kernels.cases import CASES, draw, oracle, run
+from tests.kernels.table import check
 
 
-def place(implementation: str):
-    return aimed_at(interpret=True) if implementation in INTERPRETED else contextlib.nullcontext()
-
-
-@pytest.mark.parametrize("implementation", ["xla", "reference", *INTERPRETED])
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_oracle(name: str, implementation: str) -> None:
-    case, drawn = CASES[name], draw(name)
-    with place(implementation):
-        if (implementation, name) in REFUSED:
-            shapes = (drawn.arrays[x] for x in "qkv")
-            reason = supports(implementation, *shapes, mask=drawn.mask, block_sizes=case.blocks)
-            assert reason and REFUSED[implementation, name] in reason
-            return
-        got = run(name, drawn, implementation)
-    want = oracle(name, drawn)
-    assert got.keys() == want.keys()
-    for key, value in want.items():
-        bound = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}[case.dtype]
-        array = drawn.arrays.get(key[1:]) if key.startswith("d") else None
-        assert array is None or got[key].dtype == array.dtype
-        assert error(got[key], value) <= bound, key
+    check(name, implementation)
 
 
 def test_oracle_gradients_are_finite_differences() -> None:
@@ -55,8 +25,6 @@ def test_oracle_gradients_are_finite_differences() -> None:
     finite = np.isfinite(base["lse"])
 
     def loss(shift: float, key: str, direction: np.ndarray) -> float:
-        import dataclasses
-
         arrays = {**drawn.arrays, key: np.asarray(drawn.arrays[key], np.float64) + shift * direction}
         found = oracle(name, dataclasses.replace(drawn, arrays=arrays))
         lse = np.where(finite, found["lse"], 0.0)

@@ -21,12 +21,14 @@ from jaxlm.attention.mask import Blocks, Causal, Segments, Window
 from jaxlm.core.mask import Mask
 from jaxlm.ops.attention import attention
 from jaxlm.ops.block_map import block_map
+from jaxlm.ops.landmark import landmark_attention
 from pallas_kernels.block_sparse_attention import tpu
 from pallas_kernels.block_sparse_attention.call import aimed_at
 from pallas_kernels.block_sparse_attention.core import BlockMask, Options, Request
 from pallas_kernels.block_sparse_attention.lists import pack
 from pallas_kernels.block_sparse_attention.tpu_parts import Parts, parts_of
-from pallas_kernels.block_sparse_attention.tpu_steps import DEAD, FIRST, LAST, Fields, steps_of
+from pallas_kernels.block_sparse_attention.tpu_steps import DEAD, FIRST, LAST, Fields, most_tiles, steps_of
+from pallas_kernels.landmark_attention import tpu as landmark_tpu
 
 REQUEST = Request(
     "tpu", "TPU v6 lite", "bfloat16", 1, 8, 4, 128, 128, 4096, 4096, 512, 512, list_width=8, column_width=8
@@ -42,7 +44,7 @@ def test_the_walk_meets_every_tile_once_in_order(shares: int, density: float) ->
     some[0, :, 3] = False  # a row that meets nothing
     every = some & (rng.random(some.shape) < 0.5)
     fields = Fields.of(rows, shares, columns)
-    steps = steps_of(pack(some, every), fields, shares)
+    steps = steps_of(pack(some, every), fields, rows * columns, shares)
     assert steps.places.shape == (2, 4 // shares, steps.live)
     for (b, h), _ in np.ndenumerate(steps.places[..., 0]):
         found, inside, written, before = [], None, [], None
@@ -74,10 +76,11 @@ def test_the_walk_meets_every_tile_once_in_order(shares: int, density: float) ->
 def test_a_traced_walk_is_the_static_one() -> None:
     rng = np.random.default_rng(1)
     some = rng.random((2, 4, 6, 6)) < 0.4
+    most = int(some.sum((2, 3)).max())
     lists, fields = pack(some, some), Fields.of(6, 2, 6)
-    static = steps_of(lists, fields, 2)
-    traced = jax.jit(lambda lists: steps_of(lists, fields, 2))(jax.tree.map(jnp.asarray, lists))
-    assert int(traced.live) == static.live < traced.places.shape[-1]
+    static = steps_of(lists, fields, 36, 2)
+    traced = jax.jit(lambda lists: steps_of(lists, fields, most, 2))(jax.tree.map(jnp.asarray, lists))
+    assert int(traced.live) == static.live < traced.places.shape[-1] == 2 * most + 6
     np.testing.assert_array_equal(traced.places[..., : static.live], static.places)
     np.testing.assert_array_equal(traced.kinds[..., : static.live], static.kinds)
 
@@ -90,7 +93,7 @@ def test_the_grid_is_as_long_as_the_live_tiles() -> None:
         text = str(jax.make_jaxpr(run)(q))
     assert "grid=(1, 1, 36, 1)" in text
     lists = pack(*2 * (np.tri(8, dtype=bool)[None, None],))
-    assert steps_of(lists, Fields.of(8, 1, 8)).live == 36
+    assert steps_of(lists, Fields.of(8, 1, 8), 36).live == 36
 
 
 def test_a_full_tile_never_asks_the_mask() -> None:
@@ -169,8 +172,38 @@ def test_no_races(mask: Mask) -> None:
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_no_races_of_landmark_attention() -> None:
+    q, k, v = (jax.random.normal(key, (1, 256, 1, 16)) for key in jax.random.split(jax.random.key(0), 3))
+
+    def gradients(implementation: str) -> Any:
+        loss = lambda q, k, v: jnp.sin(landmark_attention(q, k, v, period=16, implementation=implementation)).sum()
+        return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+    got = []
+    with aimed_at(interpret=RACES):
+        assert not found_races(lambda: got.append(gradients("tpu")))
+    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(gradients("reference")), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 @pytest.mark.parametrize(
-    ("memory", "parts"), [(2**20, Parts(1, 1)), (4 * 4 * 4 * 8, Parts(2, 1)), (4 * 4 * 2 * 8, Parts(2, 2))]
+    ("period", "change", "words"),
+    [
+        (51, {}, "blocks of 51 slots"),
+        (1000, {}, "blocks of 1000 slots"),
+        (64, {"platform": "cpu"}, "needs a TPU, not cpu"),
+        (64, {"dtype": "float16"}, "float16"),
+        (64, {"length_q": 2**20, "length_k": 2**20}, "scalar memory"),
+    ],
+)
+def test_refusals_of_landmark_attention_have_their_reason(period: int, change: dict[str, Any], words: str) -> None:
+    assert landmark_tpu.supports(REQUEST, 64) is None and landmark_tpu.blocks(REQUEST, 64) == (512, 512)
+    reason = landmark_tpu.supports(dataclasses.replace(REQUEST, **change), period)
+    assert reason and words in reason and "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("memory", "parts"), [(2**20, Parts(1, 1)), (4 * (4 * 3 + 4) * 8, Parts(2, 1)), (2 * (4 * 3 + 4) * 8, Parts(2, 2))]
 )
 def test_lists_beyond_scalar_memory_are_cut(memory: int, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
@@ -180,7 +213,8 @@ def test_lists_beyond_scalar_memory_are_cut(memory: int, parts: Parts, monkeypat
     mask, data = Causal() & Blocks(32, indices), np.stack([ids(128), ids(128)[::-1]])
     q, k, v = (jnp.asarray(rng.standard_normal((2, 128, h, 16)), jnp.float32) for h in (4, 2, 2))
     monkeypatch.setattr(tpu, "SCALAR_MEMORY", memory)
-    assert parts_of(block_map(mask, (128, 128), (32, 32)).rows, 2, memory) == parts
+    found = block_map(mask, (128, 128), (32, 32))
+    assert parts_of(found.rows, most_tiles(found.rows, found.columns), 2, memory) == parts
 
     def gradients(**options: Any) -> Any:
         loss = lambda q, k, v: jnp.sin(attention(q, k, v, mask=mask, segment_ids=data, **options)).sum()
@@ -204,8 +238,9 @@ def test_lists_beyond_scalar_memory_are_cut(memory: int, parts: Parts, monkeypat
         ({"tables": True}, "tables"),
         ({"bias": "tile"}, "Bias.at"),
         ({"data_q": 100}, "100 numbers per token"),
-        ({"length_q": 2**20, "list_width": 2**11}, "scalar memory"),
-        ({"own_lists": True, "length_k": 2**20, "column_width": 64}, "scalar memory"),
+        ({"tiles": 2**17}, "scalar memory"),
+        ({"tiles": 2**16, "own_lists": True}, "scalar memory"),
+        ({"length_q": 2**20, "length_k": 2**20, "list_width": 2**11, "column_width": 2**11}, "scalar memory"),
     ],
 )
 def test_refusals_have_their_reason(change: dict[str, Any], words: str) -> None:
