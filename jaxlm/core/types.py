@@ -64,7 +64,8 @@ class TileBias:
 
     Subclasses are frozen dataclasses registered as pytrees, holding whatever arrays they need (slopes, a table). They
     give the kernels' form, `numbers` and `at`, and so `tile`; or, where a tile is better had otherwise (a table that is
-    looked up), override `tile` as well; or give `tile` alone, and only back ends that gather can serve.
+    looked up), override `tile` as well; or give `tile` alone, and only back ends that gather can serve. What is not
+    ``trainable`` gets no gradient.
     """
 
     trainable: ClassVar[bool] = True

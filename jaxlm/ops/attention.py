@@ -80,6 +80,8 @@ def attention(
         choose("attention implementation", implementation, IMPLEMENTATIONS)
     if segment_ids is not None and not isinstance(segment_ids, tuple):
         segment_ids = segment_ids, segment_ids
+    if bias is not None and not bias.trainable:  # whichever implementation serves
+        bias = jax.tree.map(jax.lax.stop_gradient, bias)
     request = _Call(
         mask=mask,
         positions=positions,
