@@ -400,6 +400,8 @@ def _kernel(name: str, request: _Call, q: jax.Array, k: jax.Array, v: jax.Array)
     target = call.target()
     if target.platform != PLATFORMS[name] and not target.interpret:
         return f"it is for {PLATFORMS[name]} and this is {target.platform}"
+    if q.shape[1] <= FEW_QUERIES and not target.interpret:
+        return f"{q.shape[1]} queries would leave most of its tile empty; more than {FEW_QUERIES} are worth it"
     return _sparse(importlib.import_module(f"pallas_kernels.block_sparse_attention.{name}"), request, q, k, v)
 
 
