@@ -6,7 +6,7 @@ Expected, `study` (trained on rows of up to 64 tokens, 3 seeds): at 8x the train
 attention with rotary positions <= .2, windows without a full layer at chance beyond their reach.
 Expected, `accelerator` (not yet run): as `study`.
 
-Hardware and wall time: `smoke` under 60 s, `study` under an hour, each on 2 CPU cores; `accelerator` on one GPU or TPU.
+Hardware and wall time: `smoke` under 60 s, `study` an hour and a half while the machine did much else, each on 2 CPU cores; `accelerator` on one GPU or TPU.
 """
 
 from __future__ import annotations

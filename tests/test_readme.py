@@ -12,7 +12,9 @@ README = Path(__file__).parent.parent / "README.md"
 TABLES = (
     "length_generalization/demo/table.txt",
     "length_generalization/study/table.txt",
+    "long_context_retrieval/study/table.txt",
     "families/table.txt",
+    "benchmark/attention.txt",
     "benchmark/decode.txt",
     "benchmark/train_step.txt",
 )
