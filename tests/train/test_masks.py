@@ -15,6 +15,7 @@ from jaxlm.attention.mask import (
     Anchor,
     And,
     Bidirectional,
+    BlockBand,
     Blocks,
     Causal,
     Chunked,
@@ -55,6 +56,7 @@ MASKS: list[Mask] = [
     Causal() & (Window(8) | Globals((3, 70))),
     Causal() & (Window(8) | Diagonals((40, 41))),
     Causal() & Blocks(64, ((0,), (1,), (0, 2))),
+    Causal() & BlockBand(),
     Causal() & Not(Window(7)),
     PerHead((Heads(1, Causal()), Heads(3, Window(9)))),
 ]
