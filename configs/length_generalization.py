@@ -8,19 +8,32 @@ varies from seed to seed; in distribution everything >= .95; for each seed, none
 sinusoidal >= .40. Expected, `study` (five tasks, 3 seeds): by mean reciprocal rank none first or second, rotary and
 sinusoidal the last two.
 Expected, `accelerator` (not yet run): as `study`.
+Expected, `encodings` (not yet run): none beyond `demo`'s; it shows where each registered encoding stands.
+Expected, `hinting` (not yet run; Awasthi and Gupta 2023): sort_hint above sort by a mean of .2 or more on the test
+lengths, in at least 4 of 5 seeds, for one of the encodings. Seeds vary much.
+Expected, `abacus` (not yet run; McLeish et al. 2024): abacus_fire and coupled the best two on the test lengths, rotary
+and none near 0 from about 30 digits on; the paper's .99 at 100 digits has looped layers, which this has not.
 
 Hardware and wall time: `smoke` under 60 s, `demo` two to four minutes, `study` under two hours, each on 2 CPU cores;
-`accelerator` on one GPU or TPU chip.
+`encodings` on 2 CPU cores, wall time not measured; `accelerator`, `abacus` and `hinting` on one GPU or TPU chip (on 2
+CPU cores a step of `hinting` takes about 0.3 s, and there are 150,000).
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from experiments.length_generalization import Encoding, RunConfig, Study
+from jaxlm.core import registry
 from jaxlm.core.config import make
 from jaxlm.core.errors import choose
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
+from jaxlm.mixer.path import Path
+from jaxlm.mixer.softplus_attention import Lssar
 from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.position.abacus import Abacus
+from jaxlm.position.learned import Learned
 from jaxlm.position.randomized import Randomized
 from jaxlm.position.rotary import Rotary
 from jaxlm.train.optimizer import Optimizer
@@ -31,13 +44,22 @@ PRESETS = {
     "demo": "copy_rsc, six encodings, 5 seeds: the paper's headline in minutes",
     "study": "five tasks, the paper's five encodings and full-head rotary, 3 seeds (under two hours)",
     "accelerator": "five tasks at the paper's lengths, 6 layers, width 256, 5,000 steps, bfloat16, one GPU or TPU chip",
+    "encodings": "copy_rsc, every registered encoding as it comes and the mixers that have a position of their own",
+    "hinting": "sorting with and without successor questions in training, 5 seeds, one GPU or TPU chip",
+    "abacus": "addition written units first, to 20 digits and to 100; 6 layers, width 256, one GPU or TPU chip",
 }
 
 
 def get_config(preset: str = "demo") -> RunConfig:
-    return {"smoke": _smoke, "demo": _demo, "study": _study, "accelerator": _accelerator}[
-        choose("preset", preset, PRESETS)
-    ]()
+    return {
+        "smoke": _smoke,
+        "demo": _demo,
+        "study": _study,
+        "accelerator": _accelerator,
+        "encodings": _encodings,
+        "hinting": _hinting,
+        "abacus": _abacus,
+    }[choose("preset", preset, PRESETS)]()
 
 
 def _model(width: int, layers: int, vocab_size: int, **more) -> ModelSpec:
@@ -78,6 +100,77 @@ def _smoke() -> RunConfig:
         optimizer=demo.optimizer,
         eval_examples=20,
         steps_per_call=40,
+    )
+
+
+def _encodings() -> RunConfig:
+    demo = _demo()
+    # What has no default that serves: a training example has up to 22 tokens.
+    args = {"log_n": {"original": 22}, "temp_scale": {"tau": 0.8}}
+    own = {"path": Path(heads=4), "path_gate": Path(heads=4, gate="logits"), "lssar": Lssar(heads=4)}
+    return dataclasses.replace(
+        demo,
+        encodings=(
+            *(Encoding(name, {"name": name, "args": args.get(name, {})}) for name in registry.methods("position")),
+            *(Encoding(name, mixer=mixer) for name, mixer in own.items()),
+        ),
+        seeds=(0, 1, 2),
+    )
+
+
+def _hinting() -> RunConfig:
+    def sort(label: str, hints: float) -> Study:
+        numbers = {"numbers": {"least": 0, "below": 50}}
+        parts = tuple(
+            {"task": {"name": name, "args": numbers}, "weight": weight}
+            for name, weight in (("sort_multi", 1.0 - hints), ("successor", hints))
+        )
+        lengths = {"train_lengths": (5, 10), "eval_lengths": (11, 20)}
+        return Study(make("task", {"name": "mixture", "args": {"parts": parts, **lengths}}), 5000, label)
+
+    return RunConfig(
+        studies=(sort("sort", 0.0), sort("sort_hint", 0.5)),
+        encodings=(
+            Encoding("none", "none"),
+            Encoding("randomized_learned", Randomized(Learned(size=256), max_position=256)),
+            Encoding("randomized_sinusoidal", Randomized("sinusoidal", max_position=256)),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        model=_model(128, 2, 26, remat="none"),
+        optimizer=Optimizer(
+            schedule=Schedule("linear", 1e-3, warmup=0.06, final_fraction=0.0),
+            b2=0.999,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        batch_size=64,
+    )
+
+
+def _abacus() -> RunConfig:
+    lengths = {"train_lengths": (1, 20), "eval_lengths": (21, 100)}
+    addition = {"reverse": True, "max_start": 99, "size": 20_000_000, **lengths}
+    return RunConfig(
+        studies=(Study(make("task", {"name": "addition", "args": addition}), 20_000),),
+        encodings=(
+            Encoding("none", "none"),
+            Encoding("rotary", "rotary"),
+            Encoding("fire", "fire"),
+            Encoding("abacus", "abacus"),
+            Encoding("abacus_rotary", Abacus("rotary")),
+            Encoding("abacus_fire", Abacus("fire")),
+            Encoding("coupled", Learned(size=256), coupled=True),
+        ),
+        seeds=(0, 1, 2),
+        model=_model(256, 6, 27, dtype="bfloat16"),
+        optimizer=Optimizer(
+            schedule=Schedule("linear", 5e-4, warmup=0.06, final_fraction=0.0),
+            b2=0.999,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        batch_size=256,
+        eval_examples=200,
     )
 
 

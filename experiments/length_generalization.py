@@ -28,6 +28,7 @@ from experiments import flags as config_flags
 from experiments import length_generalization_report as report
 from experiments import provenance
 from experiments.small_models import REPLOT, train, training_batch
+from jaxlm.core import registry
 from jaxlm.core.config import Spec, require, slot, to_dict
 from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.base import Task
@@ -51,13 +52,19 @@ class Study(Spec):
     Attributes:
       task: with its training and evaluation lengths.
       steps: of training.
+      label: its name in tables, figures and results.csv; empty for the task's registered one.
     """
 
     task: Any = slot("task", "copy_rsc")
     steps: int = 600
+    label: str = ""
 
     def check(self) -> None:
         require(self.steps > 0, f"Study.steps: expected a positive integer, got {self.steps}")
+
+    @property
+    def name(self) -> str:
+        return self.label or report.task_label(self.task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +76,29 @@ class Encoding(Spec):
       position: the encoding.
       scale: of the attention logits; 0 for 1 / sqrt(head width), 1 for none (as in the paper).
       ranked: whether it takes part in the mean reciprocal rank.
+      coupled: the task says what the encoding looks up (position coupling), which it then must be able to.
+      mixer: in place of the model's attention, with its own position and scale; None to keep that.
     """
 
     label: str = "none"
     position: Any = slot("position", "none")
     scale: float = 0.0
     ranked: bool = True
+    coupled: bool = False
+    mixer: Any = slot("mixer", None, optional=True)
+
+    def check(self) -> None:
+        bare = registry.name_of("position", self.position) == "none" and not self.scale
+        require(self.mixer is None or bare, f"encoding {self.label!r}: a mixer has a position and a scale of its own")
+
+    def task(self, task: Task) -> Task:
+        """The task as this column wants it. Raises `ConfigError` for one that cannot give positions."""
+        if not self.coupled:
+            return task
+        able = any(field.name == "coupled" for field in dataclasses.fields(task))
+        require(able, f"encoding {self.label!r} is coupled, and task {report.task_label(task)!r} gives no positions")
+        changes: dict[str, Any] = {"coupled": True}
+        return dataclasses.replace(task, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +130,11 @@ class RunConfig(Spec):
     workers: int = 0
 
     def check(self) -> None:
-        labels = [encoding.label for encoding in self.encodings]
-        require(len(set(labels)) == len(labels), f"RunConfig.encodings: labels must differ, got {labels}")
+        for field, labels in (
+            ("encodings", [encoding.label for encoding in self.encodings]),
+            ("studies", [study.name for study in self.studies]),
+        ):
+            require(len(set(labels)) == len(labels), f"RunConfig.{field}: labels must differ, got {labels}")
         require(
             len(set(self.seeds)) == len(self.seeds) > 0, f"RunConfig.seeds: expected distinct seeds, got {self.seeds}"
         )
@@ -120,24 +147,31 @@ class RunConfig(Spec):
             for encoding in self.encodings:
                 spec = model_spec(self, encoding)
                 decoder.param_specs(spec)  # widths that do not divide are found here
-                limit, need = decoder.max_positions(spec), places(study.task)
+                task = encoding.task(study.task)
+                limit, need = decoder.max_positions(spec), task.places_bound(longest(task))
                 require(
                     limit is None or need <= limit,
                     f"encoding {encoding.label!r} represents {limit} positions; the longest test example has {need}",
                 )
 
 
+def longest(task: Task) -> int:
+    return max(task.train_lengths[1], task.eval_lengths[1])
+
+
 def places(task: Task) -> int:
     """Token places that hold any training or evaluation example."""
-    return task.tokens_bound(max(task.train_lengths[1], task.eval_lengths[1])) - 1
+    return task.tokens_bound(longest(task)) - 1
 
 
 def model_spec(config: RunConfig, encoding: Encoding) -> ModelSpec:
-    """The model with the encoding in every attention mixer."""
+    """The model with the encoding in every attention mixer, or the encoding's own mixer in the place of each."""
 
     def block(b: Block) -> Block:
         if not isinstance(b.mixer, Attention):
             return b
+        if encoding.mixer is not None:
+            return dataclasses.replace(b, mixer=encoding.mixer)
         return dataclasses.replace(
             b, mixer=dataclasses.replace(b.mixer, position=encoding.position, scale=encoding.scale)
         )
@@ -151,7 +185,10 @@ def exact_matches(model: Decoder, params: Any, batch: dict[str, jax.Array], key:
     """Boolean [B]: the model's first choice is right at every weighted target of the row."""
     tokens = batch["tokens"]
     plain = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    out = model(params, tokens, positions=model.draw(key, plain), ordered=True)
+    ids = batch.get("position_ids")
+    drawn = model.draw(key, plain if ids is None else ids)
+    where = {"positions": drawn} if ids is None else {"position_ids": ids if drawn is None else drawn}
+    out = model(params, tokens, ordered=True, **where)
     assert out.logits is not None
     return ((jnp.argmax(out.logits, -1) == batch["targets"]) | (batch["weights"] == 0)).all(1)
 
@@ -176,7 +213,7 @@ def run_pair(
     finish: Callable[[str, str, int, dict[int, float], float], None],
 ) -> None:
     """Trains and evaluates one encoding on one task for every seed, compiled once."""
-    task = study.task
+    task = encoding.task(study.task)
     trainer = Trainer(Decoder(model_spec(config, encoding)), NextToken(), config.optimizer, study.steps)
     chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
     size = task.tokens_bound(task.train_lengths[1]) - 1
@@ -186,7 +223,7 @@ def run_pair(
         state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config.steps_per_call, report_steps)
         params = trainer.averaged(state)
         scores = evaluate(trainer.model, params, task, config.eval_examples, seed)
-        finish(report.task_label(task), encoding.label, seed, scores, time.monotonic() - began)
+        finish(study.name, encoding.label, seed, scores, time.monotonic() - began)
 
 
 def main(config: RunConfig, workdir: Path) -> None:
@@ -200,7 +237,7 @@ def main(config: RunConfig, workdir: Path) -> None:
             rows,
             workdir,
             ranked=[e.label for e in config.encodings if e.ranked],
-            tasks=[s.task for s in config.studies],
+            tasks={s.name: s.task for s in config.studies},
         )
     )
 
@@ -212,7 +249,7 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
     jobs: list[tuple[Study, Encoding, list[int]]] = []
     for study in config.studies:
         for encoding in config.encodings:
-            seeds = [seed for seed in config.seeds if (report.task_label(study.task), encoding.label, seed) not in done]
+            seeds = [seed for seed in config.seeds if (study.name, encoding.label, seed) not in done]
             if seeds:
                 jobs.append((study, encoding, seeds))
     total = sum(study.steps * len(seeds) for study, _, seeds in jobs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +78,13 @@ def save(rows: Sequence[Row], workdir: Path) -> None:
     os.replace(beside, path)
 
 
-def split_lengths(rows: Sequence[Row], tasks: Sequence[Any]) -> dict[str, tuple[set[int], set[int]]]:
-    """Training and test lengths per task name that occur in the rows."""
+def split_lengths(rows: Sequence[Row], tasks: Mapping[str, Any]) -> dict[str, tuple[set[int], set[int]]]:
+    """Training and test lengths of the tasks, by name, that occur in the rows."""
     seen = {row.task for row in rows}
     out = {}
-    for task in tasks:
+    for name, task in tasks.items():
         (a, b), (c, d) = task.train_lengths, task.eval_lengths
-        if (name := task_label(task)) in seen:
+        if name in seen:
             out[name] = set(range(a, b + 1)), set(range(c, d + 1))
     return out
 
@@ -122,7 +122,7 @@ def reciprocal_ranks(
     return out
 
 
-def table(rows: Sequence[Row], ranked: Sequence[str], tasks: Sequence[Any]) -> str:
+def table(rows: Sequence[Row], ranked: Sequence[str], tasks: Mapping[str, Any]) -> str:
     """Mean over seeds with spread, per task and encoding, beside the authors' figures; then mean reciprocal ranks."""
     lengths = split_lengths(rows, tasks)
     labels = list(dict.fromkeys(r.position for r in sorted(rows, key=lambda r: _order(r.position))))
@@ -172,7 +172,7 @@ def _order(label: str) -> tuple[int, str]:
     return (known.index(label) if label in known else len(known), label)
 
 
-def write(rows: Sequence[Row], workdir: Path, ranked: Sequence[str], tasks: Sequence[Any]) -> str:
+def write(rows: Sequence[Row], workdir: Path, ranked: Sequence[str], tasks: Mapping[str, Any]) -> str:
     """Writes table.txt and, where matplotlib is installed, the figures; returns what to print."""
     text = table(rows, ranked, tasks)
     (workdir / "table.txt").write_text(text, encoding="utf-8")

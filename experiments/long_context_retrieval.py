@@ -13,10 +13,8 @@ an interrupted study continues where it stopped; --replot only redraws.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +28,7 @@ from absl import flags
 
 from experiments import flags as config_flags
 from experiments import long_context_retrieval_report as report
-from experiments import provenance
+from experiments import study
 from experiments.small_models import REPLOT, train
 from jaxlm.core.config import Spec, require, slot, to_dict
 from jaxlm.data.loader import Loader
@@ -41,7 +39,6 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.spec import ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.progress import Progress
 from jaxlm.train.step import Trainer
 from jaxlm.train.workdir import claim_workdir
 
@@ -124,7 +121,7 @@ class RunConfig(Spec):
 
 def recall_batch(task: Passkey, rows: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     """Rows without markers, padded on the right; the loss counts what follows each key that was there before."""
-    batch = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets")}
+    batch: dict[str, Any] = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets")}
     batch["weights"] = np.zeros((len(rows), length), np.float32)
     for i, example in enumerate(rows):
         row = plain(example, answer=True)
@@ -195,7 +192,7 @@ def run_one(config: RunConfig, arm: Arm, seed: int, report_steps: Callable[[int,
 
 def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
-        rows = report.read(workdir)
+        rows = study.read(workdir, report.Row)
     else:
         claim_workdir(workdir, to_dict(config))
         rows = run(config, workdir)
@@ -204,38 +201,20 @@ def main(config: RunConfig, workdir: Path) -> None:
 
 def run(config: RunConfig, workdir: Path) -> list[report.Row]:
     """Every run of the study that the workdir does not hold yet; returns all rows."""
-    rows = report.read(workdir, missing_ok=True)
+    rows, lock = study.read(workdir, report.Row, missing_ok=True), threading.Lock()
     done = {(row.arm, row.seed) for row in rows}
     jobs = [(arm, seed) for seed in config.seeds for arm in config.arms if (arm.label, seed) not in done]
-    progress, lock, counted = Progress(config.steps * len(jobs)), threading.Lock(), [0]
-    began = time.monotonic()
 
-    def report_steps(steps: int, metrics: Any) -> None:
-        with lock:
-            counted[0] += steps
-            progress.update(counted[0], int(metrics["tokens"].sum()), lambda: float(metrics["loss"][-1]))
-
-    def job(arm: Arm, seed: int) -> None:
-        started = time.monotonic()
-        found = run_one(config, arm, seed, report_steps)
+    def work(job: tuple[Arm, int], progress: study.Report) -> None:
+        (arm, seed), began = job, time.monotonic()
+        found = run_one(config, arm, seed, progress.steps)
         with lock:
             rows.extend(found)
-            report.save(rows, workdir)
-            seconds = time.monotonic() - started
-            progress.note(f"{arm.label} seed {seed}: {report.one_line(found, config.lengths)} ({seconds:.0f} s)")
+            study.save(rows, workdir, report.Row)
+        seconds = time.monotonic() - began
+        progress.note(f"{arm.label} seed {seed}: {report.one_line(found, config.lengths)} ({seconds:.0f} s)")
 
-    workers = config.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(job, arm, seed) for arm, seed in jobs]
-        try:
-            for future in concurrent.futures.as_completed(pending):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    progress.close()
-    if jobs:
-        provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+    study.run(jobs, work, workdir, steps=config.steps * len(jobs), workers=config.workers)
     return rows
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.core.errors import ConfigError
-
-FILE = "results.csv"
+from experiments import study
 
 
 class Row(NamedTuple):
@@ -24,34 +20,6 @@ class Row(NamedTuple):
     depth: int
     examples: int
     accuracy: float
-
-
-def read(workdir: Path, missing_ok: bool = False) -> list[Row]:
-    """The rows of a workdir. Raises `ConfigError` for a missing (unless allowed) or foreign file."""
-    path = workdir / FILE
-    if not path.exists():
-        if missing_ok:
-            return []
-        raise ConfigError(f"{path} does not exist; run the study first")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != list(Row._fields):
-            raise ConfigError(f"{path}: expected the columns {','.join(Row._fields)}")
-        try:
-            return [Row(a, int(s), int(n), int(d), int(e), float(x)) for a, s, n, d, e, x in reader]
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def save(rows: Sequence[Row], workdir: Path) -> None:
-    """Writes results.csv, sorted, all at once."""
-    path = workdir / FILE
-    beside = path.with_name(FILE + ".tmp")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows((*row[:5], f"{row.accuracy:.4f}") for row in sorted(rows))
-    os.replace(beside, path)
 
 
 def accuracy(rows: Sequence[Row], arm: str, length: int, depth: int | None = None) -> dict[int, float]:
@@ -87,14 +55,10 @@ def write(rows: Sequence[Row], workdir: Path, arms: Sequence[str], unit: int, de
     """Writes table.txt and, where matplotlib is installed, the figures; returns what to print."""
     text = table(rows, arms, unit)
     (workdir / "table.txt").write_text(text, encoding="utf-8")
-    try:
-        import matplotlib
-    except ImportError:
-        return text + "no figures: matplotlib is missing (pip install 'jaxlm[plots]')"
-    matplotlib.use("Agg")
     held = [arm for arm in arms if any(r.arm == arm for r in rows)]
-    figures = _curves(rows, held, unit, workdir), _heat_maps(rows, held, unit, depths, workdir)
-    return text + "\n" + "\n".join(f"figure: {path}" for path in figures)
+    return text + study.figures(
+        lambda: _curves(rows, held, unit, workdir), lambda: _heat_maps(rows, held, unit, depths, workdir)
+    )
 
 
 def _curves(rows: Sequence[Row], arms: Sequence[str], unit: int, workdir: Path) -> Path:
@@ -111,7 +75,7 @@ def _curves(rows: Sequence[Row], arms: Sequence[str], unit: int, workdir: Path) 
     axes.set_xticks(lengths, [f"{n // unit}x" for n in lengths])
     axes.set(xlabel="length of the row, in training lengths", ylabel="passkey accuracy", ylim=(-0.03, 1.03))
     axes.legend(fontsize=8)
-    return _saved(figure, workdir / "accuracy_by_length.png")
+    return study.saved(figure, workdir / "accuracy_by_length.png")
 
 
 def _heat_maps(rows: Sequence[Row], arms: Sequence[str], unit: int, depths: int, workdir: Path) -> Path:
@@ -134,12 +98,4 @@ def _heat_maps(rows: Sequence[Row], arms: Sequence[str], unit: int, depths: int,
     panels[0][0].set_yticks([0, depths - 1], ["start", "end"])
     figure.supxlabel("length of the row, in training lengths", fontsize=9)
     figure.colorbar(image, ax=panels[0].tolist(), label="accuracy")
-    return _saved(figure, workdir / "accuracy_by_depth.png")
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return study.saved(figure, workdir / "accuracy_by_depth.png")

@@ -63,6 +63,9 @@ def override(config: Config, overrides: Sequence[tuple[str, str | None]]) -> Con
     return from_dict(type(config), _plain(twin))
 
 
+LONGEST = 100  # characters of a value that `diff` prints
+
+
 def diff(config: Spec) -> list[str]:
     """How a configuration differs from its class's defaults, each line written as the flag that would do it."""
     changes = differences(to_dict(config), to_dict(type(config)()))
@@ -70,8 +73,14 @@ def diff(config: Spec) -> list[str]:
     for path, (new, old) in changes.items():
         if new != "(absent)":
             path = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
-            lines.append(f"{f'--config.{path}={new}':<40}  (default {old})")
+            lines.append(f"{f'--config.{path}={_short(new)}':<40}  (default {_short(old)})")
     return lines
+
+
+def _short(value: Any) -> str:
+    """As text; whole lists of models would fill the screen."""
+    text = str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def leaves(data: Any, slots: Slots, path: str = "") -> Iterator[tuple[str, Any, list[str]]]:

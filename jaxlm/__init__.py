@@ -19,6 +19,7 @@ _NAMES = {
     "ModelSpec": "jaxlm.model.spec",
     "describe": "jaxlm.model.describe",
     "draw_positions": "jaxlm.model.language_model",
+    "extend": "jaxlm.model.extend",
     "generate": "jaxlm.decode.generate",
     "init": "jaxlm.model.language_model",
     "init_state": "jaxlm.model.language_model",
@@ -40,6 +41,7 @@ __all__ = [
     "ModelSpec",
     "describe",
     "draw_positions",
+    "extend",
     "generate",
     "init",
     "init_state",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.interop.save import save_hf as save_hf
     from jaxlm.mixer.attention import Attention as Attention
     from jaxlm.model.describe import describe as describe
+    from jaxlm.model.extend import extend as extend
     from jaxlm.model.language_model import LanguageModel as LanguageModel
     from jaxlm.model.language_model import draw_positions as draw_positions
     from jaxlm.model.language_model import init as init

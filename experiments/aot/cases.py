@@ -54,7 +54,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.kernel} {self.chip} {self.pattern} {self.length} {self.width} {self.direction}"
+        parts = self.kernel, self.chip, self.pattern, self.length, self.width, self.direction
+        return " ".join(map(str, parts if self.dtype == "bfloat16" else (*parts, self.dtype)))
 
     @property
     def implementation(self) -> str:
@@ -67,11 +68,13 @@ def attention_cases(
     lengths: Iterable[int] = (4096, 16384, 65536),
     widths: Iterable[int] = (64, 128),
     patterns: Iterable[str] = tuple(PATTERNS),
+    dtypes: Iterable[str] = ("bfloat16",),
 ) -> list[Case]:
-    """Every mask, length, head width and direction for each chip."""
+    """Every mask, length, head width, direction and dtype for each chip."""
     return [
-        Case(kernel, chip, pattern, length, width, direction)
+        Case(kernel, chip, pattern, length, width, direction, dtype)
         for chip in chips
+        for dtype in dtypes
         for pattern in patterns
         for length in lengths
         for width in widths

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments.aot.cases import Case, attention_cases, program
+from experiments.aot.cases import LANDMARK, Case, attention_cases, program
 from pallas_kernels.block_sparse_attention.call import aimed_at
 
 CHIPS = {
@@ -40,13 +40,15 @@ device_description_str: "NVIDIA H200"
 }
 TARGET = "sm_90a"
 MOST_SHARED_MEMORY = 232448  # bytes a block may ask for: shared_memory_per_block_optin
-NAME = "block_sparse_attention"  # is part of the kernels' names
+NAME = r"(?:block_sparse|landmark)_attention"  # is part of the kernels' names
 KERNELS = ("attention/mosaic_gpu", "attention/triton")
 
 
 def kernels() -> list[Case]:
     """Every case of every GPU kernel."""
-    return [case for kernel in KERNELS for case in attention_cases(kernel, CHIPS, lengths=(4096, 16384))]
+    lengths = 4096, 16384
+    cases = [case for kernel in KERNELS for case in attention_cases(kernel, CHIPS, lengths)]
+    return cases + attention_cases("landmark/triton", CHIPS, lengths, patterns=LANDMARK, dtypes=("bfloat16", "float32"))
 
 
 def compile(case: Case) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def executable(case: Case, dump: str) -> Any:
 
 def _report(folder: Path, case: Case) -> dict[str, Any]:
     """What the compilers say of the kernels of a case, and how many they are."""
-    ptx = [path for path in sorted(folder.glob("*.ptx")) if NAME in path.read_text()]
+    ptx = [path for path in sorted(folder.glob("*.ptx")) if re.search(NAME, path.read_text())]
     if not ptx:
         raise RuntimeError(
             "no kernel was compiled: another case of this process has the same ones, or dumps have moved"

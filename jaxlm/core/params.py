@@ -39,6 +39,17 @@ class Normal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform between two numbers."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, key: jax.Array, spec: ParamSpec) -> jax.Array:
+        return jax.random.uniform(key, spec.shape, jnp.float32, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
 class Constant:
     """Every entry the same."""
 

@@ -12,7 +12,7 @@ Positions, angles, softmax, recurrent states and losses are float32 or int32 wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -22,6 +22,7 @@ from jaxlm.core.mask import Mask
 
 Params = Mapping[str, Any]
 Specs = dict[str, Any]
+Side = tuple[jax.Array, jax.Array]  # of queries [B, L, S] and of keys [B, T, S], float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,26 @@ class TileBias:
         return self.at(each, pos_q[:, None, :, None], pos_k[:, None, None, :])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowBias:
+    """An additive attention bias that reads queries, keys, or data of each token: evaluated for a block of queries
+    against all keys, by back ends that hold such a row.
+
+    Attributes:
+      queries: arrays [B, Lq, H, ...]; a block of queries reads its own.
+      keys: arrays [B, Lk, G or H, ...].
+      heads: arrays [H, ...].
+      rule: ``rule(queries, keys, heads, pos_q, pos_k, seen) -> float32 [B, H, l, Lk]``, pure, for int32 positions
+        [B or 1, l] and [B or 1, Lk] and boolean ``seen`` [B or 1, H or 1, l, Lk], the pairs that the mask shows.
+    """
+
+    queries: Any
+    keys: Any
+    heads: Any
+    rule: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
+
+
 class Mixer(Protocol):
     """A sequence mixer: attention, a recurrence, a convolution. A frozen dataclass."""
 
@@ -142,9 +163,44 @@ class PositionEncoding(Spec):
         """What `rotate` does depends on the length of the context, declared by the caller or the current one."""
         return False
 
+    @property
+    def says_where(self) -> bool:
+        """Tokens learn something of where they are, beyond what the mask tells."""
+        return True
+
     def params(self, dims: Dims) -> Specs:
         """Parameter specs; usually none."""
         return {}
+
+    @property
+    def reads_tokens(self) -> bool:
+        """`embed_tokens` adds something; such an encoding has scope ``"model"``."""
+        return False
+
+    def start(self, batch: int) -> Any:
+        """What `embed_tokens` carries before the first token: arrays [batch, ...]."""
+        return None
+
+    def embed_tokens(
+        self,
+        p: Params,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None,
+        carried: Any,
+        width: int,
+        train: bool,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Any]:
+        """float32 [B, L, width] to add to the embeddings of tokens [B, L], and what it carries to the next piece.
+
+        ``carried`` None is a full pass; ``key`` is for what is random in training.
+        """
+        raise NotImplementedError
+
+    def prepare(self, p: Params, dims: Dims) -> Params:
+        """What the other hooks may take in place of the parameters, of an encoding of scope ``"model"``: made once in a
+        forward pass, not in each layer. Returns what is prepared already as it is."""
+        return p
 
     def max_positions(self) -> int | None:
         """Number of positions the encoding can represent; None if it has no bound."""
@@ -156,6 +212,10 @@ class PositionEncoding(Spec):
         Row b draws by its id ``rows[b]``, by default b.
         """
         return positions
+
+    def draw_training(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """The positions to train on in place of the plain ones, where they differ from those of `draw`."""
+        return self.draw(key, positions, rows)
 
     def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:
         """float32 [B, L, width] to add to the token embeddings."""
@@ -171,21 +231,52 @@ class PositionEncoding(Spec):
         """One (q, k, region) per attention call whose results are merged; region None means everywhere."""
         return [(self.rotate(p, q, pos_q, length), self.rotate(p, k, pos_k, length), None)]
 
-    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
-        """A bias added to the scaled logits."""
+    def side_width(self, dims: Dims) -> int:
+        """How many numbers `side` gives each token; 0 for none."""
+        return 0
+
+    def side(
+        self, p: Params, x_BLD: jax.Array, segment_ids: jax.Array | None, before: jax.Array | None
+    ) -> jax.Array | None:
+        """What a token carries beside its key: float32 [B, L, side_width], from the mixer's input and that of the token
+        that came last, ``before`` [B, side_width] (None if these are the first). Padding, segment 0, repeats what came
+        last.
+        """
+        return None
+
+    def bias(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, side: Side | None = None
+    ) -> TileBias | RowBias | None:
+        """A bias added to the scaled logits, for a view's q [B, L, H, K] and k [B, T, G, K] and what `side` gave for
+        queries and keys.
+        """
         return None
 
 
 class RotaryScaling(Spec):
     """How the frequencies of a rotary encoding are changed for contexts longer than those of training.
 
-    ``by_length`` says that they depend on the length of the context.
+    ``by_length`` says that they depend on the length of the context, ``scope`` where parameters live, as of a
+    `PositionEncoding`.
     """
 
     paper: ClassVar[str] = ""
+    scope: ClassVar[str] = "layer"
     by_length: ClassVar[bool] = False
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def params(self, width: int) -> Specs:
+        """Parameter specs for ``width`` rotated channels; usually none."""
+        return {}
+
+    def prepare(self, p: Params, base: jax.Array | float, width: int) -> Params:
+        """What `frequencies` takes in place of the parameters and has less work with; made once in a forward pass."""
+        return p
+
+    def draw_training(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """As of a `PositionEncoding`."""
+        return positions
+
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         """float32 radians per position of each pair, [width / 2], or [B, width / 2] for a ``length`` [B].
 
         ``base`` may be traced; ``width`` is the number of rotated channels; ``length`` None reads as within training.

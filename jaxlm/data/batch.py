@@ -7,6 +7,7 @@ The entries, for B rows of L places:
     weights      float32 [B, L]  1 where the target counts in the loss, 0 elsewhere
     segment_ids  int32   [B, L]  1, 2, ... for the documents of a row, 0 on padding
     positions    int32   [B, L]  0, 1, ... within each document
+    position_ids int32   [B, L]  what position encodings look up in their place; only where examples say so
 """
 
 from __future__ import annotations
@@ -43,10 +44,18 @@ def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]
         weights[row, example.prompt_length - 1 : used] = 1.0
         segment_ids[row, :used] = 1
     positions = np.tile(np.arange(length, dtype=np.int32), (len(examples), 1))
-    return {
+    batch = {
         "tokens": tokens,
         "targets": targets,
         "weights": weights,
         "segment_ids": segment_ids,
         "positions": positions,
     }
+    if all(example.places is None for example in examples):
+        return batch
+    ids = np.zeros(shape, np.int32)
+    for row, example in enumerate(examples):
+        if example.places is None:
+            raise ConfigError(f"pad_batch: example {row} has no places, which others have")
+        ids[row, : len(example.places) - 1] = example.places[:-1]
+    return {**batch, "position_ids": ids}

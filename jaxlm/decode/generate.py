@@ -120,6 +120,8 @@ def generate(
         positions=positions,
     )
     params, policy, size = _unstacked(params), config.make("cache", cache, where="cache"), prompt.shape[1]
+    if "position" in params:
+        params = {**params, "position": _prepare_positions(spec, params["position"])}
     capacities = policy.capacities(size, size + new - 1)
     progress, state = loop.start(spec, policy, capacities[0], new, params, jnp.asarray(prompt, jnp.int32), request)
 
@@ -155,6 +157,7 @@ def _draw(spec: ModelSpec, key: jax.Array, places: jax.Array, rows: jax.Array) -
 
 
 _unstack = jax.jit(decoder.unstack)
+_prepare_positions = jax.jit(decoder.prepare_positions, static_argnums=0)
 
 
 def _unstacked(params: Params) -> Params:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxlm.core import registry
+from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, shown
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import Draft
@@ -66,8 +68,16 @@ def read(
 ) -> Rotary:
     """The encoding of a layer type. ``given`` replaces the settings of config.json.
 
-    Raises `ConfigError` for an unknown type, a missing setting, or one that changes the rotation in unknown ways.
+    Raises `ConfigError` for an unknown type, a missing setting, one that cannot be, or one that changes the rotation in
+    unknown ways.
     """
+    try:
+        return _read(c, head_dim, layer_type, pairing, given)
+    except ConfigError as error:
+        raise error if str(error).startswith("config.json") else ConfigError(f"config.json: {error}") from None
+
+
+def _read(c: Config, head_dim: int, layer_type: str | None, pairing: str, given: Mapping[str, Any] | None) -> Rotary:
     found = settings(c, layer_type) if given is None else dict(given)
     kind = found["rope_type"]
     if kind not in TYPES:
@@ -84,11 +94,18 @@ def read(
         own = found.get("original_max_position_embeddings")
         if not nested_types(c) and "original_max_position_embeddings" in c:
             own = c.integer("original_max_position_embeddings")
-        return int(own) if own else c.integer("max_position_embeddings")
+        if own is None and kind == "llama3":  # transformers, too, asks for it here
+            need("original_max_position_embeddings")
+        return c.integer("max_position_embeddings") if own is None else int(own)
 
     def factor() -> float:
-        given = found.get("factor")
-        return float(given) if given else c.integer("max_position_embeddings") / original()
+        given, trained = found.get("factor"), original()
+        if given is None:  # nothing is known of the extension if this, too, is the length that it is compared with
+            if "original_max_position_embeddings" not in found and "original_max_position_embeddings" not in c:
+                need("factor")
+            require(trained > 0, f"original_max_position_embeddings: expected a positive integer, got {trained}")
+            given = c.integer("max_position_embeddings") / trained
+        return float(given)
 
     scaling: Any = None
     if kind == "linear":
@@ -134,7 +151,10 @@ def read(
 
 
 def write(rotary: Rotary) -> dict[str, Any]:
-    """Settings under transformers 5's names that `read` understands."""
+    """Settings under transformers 5's names that `read` understands.
+
+    Raises `ConfigError` for a scaling that transformers does not have.
+    """
     scaling = rotary.scaling
     out: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.base}
     if rotary.fraction != 1:
@@ -174,6 +194,11 @@ def write(rotary: Rotary) -> dict[str, Any]:
         }
     elif isinstance(scaling, Proportional):
         out |= {"rope_type": "proportional", "factor": scaling.factor, "partial_rotary_factor": scaling.proportion}
+    elif scaling is not None:
+        raise ConfigError(
+            f"config.json has no rope_type for rotary scaling {registry.name_of('rotary_scaling', scaling)!r}; "
+            f"allowed: {', '.join(TYPES[1:])}, or another base"
+        )
     return {key: value for key, value in out.items() if value is not None}
 
 

@@ -6,4 +6,7 @@ METHODS = {
     "landmark": "landmark:LandmarkAttention",
     "longformer": "longformer:Longformer",
     "mla": "mla:Mla",
+    "path": "path:Path",
+    "lssa": "softplus_attention:Lssa",
+    "lssar": "softplus_attention:Lssar",
 }

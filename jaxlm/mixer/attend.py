@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxlm import dist
 from jaxlm.core import registry
 from jaxlm.core.mask import Mask
-from jaxlm.core.types import Context, Params, PositionEncoding, TileBias
+from jaxlm.core.types import Context, Params, PositionEncoding, RowBias, Side, TileBias
 from jaxlm.ops.attention import attention, merge, with_sinks
 
 
@@ -25,6 +25,7 @@ class Held(NamedTuple):
       k, v: [B, T, G, K] and [B, T, G, any].
       positions: int32 [B or 1, T].
       segments: int32 [B, L] of the queries and [B, T] of the keys; None for one document per row.
+      side: float32 [B, L, S] of the queries and [B, T, S] of the keys; None if the position encoding has none.
       rotated: whether ``k`` is turned by its positions already.
     """
 
@@ -32,6 +33,7 @@ class Held(NamedTuple):
     v: jax.Array
     positions: jax.Array
     segments: tuple[jax.Array, jax.Array] | None
+    side: Side | None
     rotated: bool
 
 
@@ -43,18 +45,20 @@ def own_params(position: PositionEncoding, p: Params, ctx: Context) -> Params:
 
 
 def hold(
-    position: PositionEncoding, where: Params, k: jax.Array, v: jax.Array, ctx: Context, state: Any
+    position: PositionEncoding, where: Params, x: jax.Array, k: jax.Array, v: jax.Array, ctx: Context, state: Any
 ) -> tuple[Held, Any]:
-    """The keys [B, L, G, K] and values of this call, appended to the cache if there is one; and its new state."""
-    if state is None:
-        segments = None if ctx.segment_ids is None else (ctx.segment_ids, ctx.segment_ids)
-        return Held(k, v, ctx.positions, segments, rotated=False), None
+    """The keys [B, L, G, K] and values of the input x [B, L, D], appended to the cache if there is one."""
     shape = k.shape[:2]
+    if state is None:
+        side = position.side(where, x, ctx.segment_ids, None)
+        segments = None if ctx.segment_ids is None else (ctx.segment_ids, ctx.segment_ids)
+        return Held(k, v, ctx.positions, segments, None if side is None else (side, side), rotated=False), None
+    side = position.side(where, x, ctx.segment_ids, state.last_side)
     seg_q = jnp.ones(shape, jnp.int32) if ctx.segment_ids is None else ctx.segment_ids
     new = position.rotate(where, k, ctx.positions, ctx.length) if state.rotated else k
-    state = state.append(new, v, jnp.broadcast_to(ctx.positions, shape), seg_q)
-    k, v, pos_k, seg_k = state.view()
-    return Held(k, v, pos_k, (seg_q, seg_k), state.rotated), state
+    state, seen = state.append(new, v, jnp.broadcast_to(ctx.positions, shape), seg_q, side)
+    sides = None if side is None else (side, seen.side)
+    return Held(seen.k, seen.v, seen.position, (seg_q, seen.segment), sides, state.rotated), state
 
 
 def attend(
@@ -92,7 +96,7 @@ def attend(
         views: list[Any] = [(position.rotate(where, q, ctx.positions, ctx.length), held.k, None)]
     else:
         views = position.views(where, q, held.k, ctx.positions, held.positions, ctx.length)
-    biases = [position.bias(where, view_q, view_k, ctx.positions, held.positions) for view_q, view_k, _ in views]
+    biases = [position.bias(where, q, k, ctx.positions, held.positions, held.side) for q, k, _ in views]
     joined = [join(view_q, view_k) for view_q, view_k, _ in views]
     positions = None if own and ctx.slots else (ctx.positions, held.positions)
 
@@ -134,15 +138,15 @@ def _apart(
     positions: tuple[jax.Array, jax.Array] | None,
     segments: tuple[jax.Array, jax.Array] | None,
     sinks: jax.Array | None,
-    biases: list[TileBias | None],
+    biases: list[TileBias | RowBias | None],
 ) -> jax.Array:
     """``over`` with each device of the mesh in use at its own rows and heads, which the compiler cannot do to a kernel.
 
     Heads are split where key heads are, and biases are none or say what each head needs to know.
     """
     batch = qs[0].shape[0]
-    numbers = [None if bias is None else bias.numbers() for bias in biases]
-    by_head = all(bias is None or n is not None for bias, n in zip(biases, numbers, strict=True))
+    numbers = [bias.numbers() if isinstance(bias, TileBias) else None for bias in biases]
+    by_head = all(n is not None or not isinstance(bias, TileBias) for bias, n in zip(biases, numbers, strict=True))
     heads = "heads" if by_head and dist.divides("heads", values.shape[2]) else None
     row = lambda x: "batch" if x.shape[0] == batch else None
     given: dict[str, tuple[Any, dist.Axes]] = {
@@ -156,16 +160,28 @@ def _apart(
     if sinks is not None:
         given["sinks"] = sinks, (heads,)
     for i, (bias, n) in enumerate(zip(biases, numbers, strict=True)):
-        if bias is not None:
+        if isinstance(bias, RowBias):
+            for name, axes in (
+                ("queries", ("batch", None, heads)),
+                ("keys", ("batch", None, heads)),
+                ("heads", (heads,)),
+            ):
+                if jax.tree.leaves(part := getattr(bias, name)):
+                    given[f"bias_{i}_{name}"] = part, axes
+        elif bias is not None:
             given[f"bias_{i}"] = (n, (heads,)) if heads else (bias, ())
 
     def run(*arrays: Any) -> jax.Array:
         named = dict(zip(given, arrays, strict=True))
         pair = lambda name: (named[f"{name}_q"], named[f"{name}_k"]) if f"{name}_q" in named else None
-        here: list[TileBias | None] = []
+        here: list[TileBias | RowBias | None] = []
         for i, bias in enumerate(biases):
-            found = named.get(f"bias_{i}")
-            here.append(OwnHeads(found, bias.at, bias.trainable) if bias is not None and heads else found)
+            found: Any = named.get(f"bias_{i}")
+            if isinstance(bias, RowBias):
+                queries, keys, each = (named.get(f"bias_{i}_{name}", ()) for name in ("queries", "keys", "heads"))
+                here.append(RowBias(queries, keys, each, bias.rule))
+            else:
+                here.append(OwnHeads(found, bias.at, bias.trainable) if bias is not None and heads else found)
         return over(
             named["qs"], named["ks"], named["values"], pair("positions"), pair("segments"), named.get("sinks"), here
         )

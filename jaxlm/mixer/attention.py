@@ -59,7 +59,15 @@ class Attention(Heads):
     def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> FullCache:
         """An empty cache of policy ``cache`` for ``max_length`` tokens."""
         own = self.dims(dims)
-        return cache.init(batch, max_length, self.groups, own.head_dim, dtype, pre_rotate=self.position.pre_rotate)
+        return cache.init(
+            batch,
+            max_length,
+            self.groups,
+            own.head_dim,
+            dtype,
+            pre_rotate=self.position.pre_rotate,
+            side_width=self.position.side_width(own),
+        )
 
     def flops(self, dims: Dims, length: int) -> float:
         """Scores and weighted sum over the keys a token sees: 4 H K per key."""
@@ -76,7 +84,7 @@ class Attention(Heads):
         """
         q, k, v = self.project(p, x_BLD)
         where = own_params(self.position, p, ctx)
-        held, state = hold(self.position, where, k, v, ctx, state)
+        held, state = hold(self.position, where, x_BLD, k, v, ctx, state)
         out = attend(
             self.position,
             where,

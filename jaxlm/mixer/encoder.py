@@ -57,7 +57,7 @@ class EncoderHeads(Heads):
         """
         q, k, v = self.project(projections, x_BLD)
         where = own_params(self.position, p, ctx)
-        held, _ = hold(self.position, where, k, v, ctx, None)
+        held, _ = hold(self.position, where, x_BLD, k, v, ctx, None)
         return attend(
             self.position,
             where,

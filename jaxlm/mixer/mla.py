@@ -116,6 +116,7 @@ class Mla(Spec):
             dtype,
             pre_rotate=self.position.pre_rotate,
             value_width=self.kv_rank,
+            side_width=self.position.side_width(self.dims(dims)),
         )
 
     def flops(self, dims: Dims, length: int) -> float:
@@ -135,7 +136,8 @@ class Mla(Spec):
         down = self._project(p, "kv_down", x_BLD)
         latent = self.norm(p["kv_norm"], down[..., : self.kv_rank])
         where = own_params(self.position, p, ctx)
-        held, state = hold(self.position, where, down[..., None, self.kv_rank :], latent[:, :, None], ctx, state)
+        k_turned = down[..., None, self.kv_rank :]
+        held, state = hold(self.position, where, x_BLD, k_turned, latent[:, :, None], ctx, state)
         up = p["kv_up"].astype(q.dtype)
         absorbed = self._absorbed_is_cheaper(q.shape[1], held.k.shape[1])
         if absorbed:

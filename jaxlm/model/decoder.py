@@ -1,4 +1,4 @@
-"""The decoder as pure functions of (spec, params, tokens): parameter specs, block, layers, forward pass.
+"""The decoder as pure functions of (spec, params, tokens): parameter specs, state, forward pass (blocks: `layers`).
 
 Parameters are a nested dict:
 
@@ -13,8 +13,6 @@ form in which a decode loop wants them; every function here takes either.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,15 +28,14 @@ from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked, zeros
 from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
 from jaxlm.ffn.base import Aux
 from jaxlm.model.head import linear_params, pool
+from jaxlm.model.layers import apply_block as apply_block
+from jaxlm.model.layers import apply_layers, block_specs, dropout
+from jaxlm.model.layers import unstack as unstack
 from jaxlm.model.positions import plain_positions
-from jaxlm.model.spec import Block, ModelSpec
+from jaxlm.model.spec import ModelSpec
 from jaxlm.ops.dense import dense
 
-POLICIES: dict[str, Any] = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+READERS = 2**31 - 1  # folded into the key of encodings that read tokens; layers fold in their index
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +108,7 @@ def param_specs(spec: ModelSpec) -> Specs:
     if shared := {name: s for name, s in shared.items() if s}:
         specs["position"] = shared
     for i, group in enumerate(spec.layers):
-        blocks = {f"block_{j}": _block_specs(block, dims) for j, block in enumerate(group.pattern)}
+        blocks = {f"block_{j}": block_specs(block, dims) for j, block in enumerate(group.pattern)}
         specs[f"group_{i}"] = stacked(blocks, group.repeats)
     if spec.norm is not None:
         specs["final_norm"] = spec.norm.params(spec.width)
@@ -127,149 +124,6 @@ def param_specs(spec: ModelSpec) -> Specs:
     if spec.head_bias:
         head["bias"] = ParamSpec((spec.vocab_size,), ("vocab",), zeros, decay=False)
     return {**specs, "head": head} if head else specs
-
-
-def _block_specs(block: Block, dims: Dims) -> Specs:
-    specs: Specs = {"mixer": block.mixer.params(dims)}
-    if block.ffn is not None:
-        specs["ffn"] = block.ffn.params(dims)
-    for part in list(specs):
-        if block.placement != "output" and not (part == "ffn" and block.residual == "parallel_shared"):
-            specs[f"{part}_norm"] = block.norm.params(dims.width)
-        if block.placement in ("sandwich", "output"):
-            specs[f"{part}_out_norm"] = block.norm.params(dims.width)
-    return specs
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, train: bool) -> jax.Array:
-    """Inverted dropout; the identity outside training. Raises `ConfigError` if training has no key."""
-    if not train or rate == 0:
-        return x
-    if key is None:
-        raise ConfigError("dropout needs a key in training: pass rngs={'dropout': key}")
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
-
-
-def apply_block(
-    block: Block, p: Params, x: jax.Array, ctx: Context, state: Any, *, rate: float, multiplier: float
-) -> tuple[jax.Array, Any, Aux]:
-    """One block on x [B, L, D]; returns x, the mixer's new state and what the ffn reports."""
-    new_state, aux = state, {}
-
-    def run(part: str, inputs: jax.Array) -> jax.Array:
-        nonlocal new_state, aux
-        if part == "mixer":
-            out, new_state = block.mixer(p["mixer"], inputs, ctx, state)
-        else:
-            out, aux = block.ffn(p["ffn"], inputs, ctx)
-        if block.placement in ("sandwich", "output"):
-            out = block.norm(p[f"{part}_out_norm"], out)
-        key = None if ctx.rng is None else jax.random.fold_in(ctx.rng, part == "ffn")
-        out = dropout(out, rate, key, ctx.train)
-        return out if multiplier == 1 else out * multiplier
-
-    if block.residual != "serial":
-        inputs = block.norm(p["mixer_norm"], x)
-        shared = block.residual == "parallel_shared"
-        x = x + run("mixer", inputs) + run("ffn", inputs if shared else block.norm(p["ffn_norm"], x))
-    else:
-        for part in ("mixer", "ffn") if block.ffn is not None else ("mixer",):
-            if block.placement == "post":
-                x = block.norm(p[f"{part}_norm"], x + run(part, x))
-            elif block.placement == "normed":
-                x = block.norm(p[f"{part}_norm"], x)
-                x = x + run(part, x)
-            else:
-                x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
-    return dist.constrain(x, ("batch", None, None)), new_state, aux
-
-
-def unstack(params: Params) -> dict[str, Any]:
-    """The same parameters with each group a list over its repeats, for loops that run layers unrolled."""
-    return {name: _layers(value) if name.startswith("group_") else value for name, value in params.items()}
-
-
-def _layers(group: Any) -> list[Any]:
-    if isinstance(group, (list, tuple)):
-        return list(group)
-    count = jax.tree.leaves(group)[0].shape[0]
-    return [jax.tree.map(lambda a, i=i: a[i], group) for i in range(count)]
-
-
-def _walk(spec: ModelSpec, params: Params) -> Iterator[tuple[Block, Params]]:
-    """Every block of the model in order with its own parameters, per-layer fields set."""
-    for i, group in enumerate(spec.layers):
-        for r, layer in enumerate(_layers(params[f"group_{i}"])):
-            blocks = group.blocks({path: values[r] for path, values in group.per_layer})
-            for j, block in enumerate(blocks):
-                yield block, layer[f"block_{j}"]
-
-
-def apply_layers(
-    spec: ModelSpec,
-    params: Params,
-    x: jax.Array,
-    ctx: Context,
-    state: tuple[Any, ...] | None = None,
-    *,
-    layers: tuple[int, int] | None = None,
-) -> tuple[jax.Array, tuple[Any, ...] | None, Aux]:
-    """The blocks of the model, or those from ``layers[0]`` up to ``layers[1]``, on x [B, L, D].
-
-    Stacked groups are scanned when there is no state and no range; otherwise layers run unrolled. ``state`` holds one
-    entry per block of the whole model, and is returned in the same form. Last comes what layers report, each number the
-    mean over the layers that do.
-    """
-    run = functools.partial(apply_block, rate=spec.dropout, multiplier=spec.residual_multiplier)
-    plain = all(not isinstance(params[f"group_{i}"], (list, tuple)) for i in range(len(spec.layers)))
-    if state is None and layers is None and plain:
-        x, found = _scan_layers(spec, params, x, ctx, run)
-        return x, None, _means(found)
-    start, stop = layers or (0, spec.depth)
-    require(0 <= start <= stop <= spec.depth, f"layers {layers}: expected a range within 0..{spec.depth}")
-    entries = list(state) if state is not None else None
-    found: list[Aux] = []
-    for n, (block, p) in enumerate(_walk(spec, params)):
-        if start <= n < stop:
-            entry = None if entries is None else entries[n]
-            x, entry, aux = run(block, p, x, _for_layer(ctx, n), entry)
-            found.append(aux)
-            if entries is not None:
-                entries[n] = entry
-    return x, None if entries is None else tuple(entries), _means(found)
-
-
-def _means(found: list[Aux]) -> Aux:
-    """The mean of each name over all layers that report it; an entry is of one layer, or stacked of several."""
-    names = sorted({name for aux in found for name in aux})
-    return {name: jnp.concatenate([jnp.ravel(aux[name]) for aux in found if name in aux]).mean() for name in names}
-
-
-def _for_layer(ctx: Context, index: int | jax.Array) -> Context:
-    return ctx if ctx.rng is None else dataclasses.replace(ctx, rng=jax.random.fold_in(ctx.rng, index))
-
-
-def _scan_layers(
-    spec: ModelSpec, params: Params, x: jax.Array, ctx: Context, run: Callable[..., Any]
-) -> tuple[jax.Array, list[Aux]]:
-    first, found = 0, []
-    for i, group in enumerate(spec.layers):
-        numbers = {path: jnp.asarray(values) for path, values in group.per_layer}
-
-        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, list[Aux]]:
-            (p, values, r), reports = layer, []
-            for j, block in enumerate(group.blocks(values)):
-                layer_ctx = _for_layer(ctx, first + r * len(group.pattern) + j)
-                x, _, aux = run(block, p[f"block_{j}"], x, layer_ctx, None)
-                reports.append(aux)
-            return x, reports
-
-        if spec.remat != "none":
-            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[spec.remat])
-        x, reports = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
-        first += group.repeats * len(group.pattern)
-        found += reports
-    return x, found
 
 
 def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
@@ -290,8 +144,8 @@ def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
 
 
 def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict[str, Any]:
-    """An empty state: one entry per block, each row's next position and last segment, and, where the model edits its
-    input, how many tokens of the text it has had.
+    """An empty state: one entry per block, each row's next position and last segment; where the model edits its input,
+    how many tokens of the text it has had; and what position encodings that read tokens remember of them.
 
     Raises `ConfigError` if ``max_length`` is beyond what a position encoding can represent.
     """
@@ -300,8 +154,10 @@ def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict
     blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
     sizes = rooms(spec, max_length)
     entries = (b.mixer.init_state(dims, batch, n, dtype, cache) for b, n in zip(blocks, sizes, strict=True))
-    none = jnp.zeros((batch,), jnp.int32)
-    return {"layers": tuple(entries), "position": none, "segment": none, **({"text": none} if spec.edit else {})}
+    none = lambda: jnp.zeros((batch,), jnp.int32)  # an array each, so that a state may be donated
+    readers = {name: e.start(batch) for name, (e, _) in position_encodings(spec).items() if e.reads_tokens}
+    state: dict[str, Any] = {"layers": tuple(entries), "position": none(), "segment": none()}
+    return state | ({"text": none()} if spec.edit else {}) | ({"encodings": readers} if readers else {})
 
 
 def rooms(spec: ModelSpec, length: int) -> tuple[int, ...]:
@@ -332,6 +188,7 @@ def forward(
     state: Any = None,
     inputs_embeds: jax.Array | None = None,
     token_types: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
     train: bool = False,
     rng: jax.Array | None = None,
     length: jax.Array | int | None = None,
@@ -348,6 +205,8 @@ def forward(
       state: of `init_state`; the tokens then continue what it holds, whatever their number.
       inputs_embeds: [B, L, D] in place of embedded tokens (already scaled).
       token_types: int32 [B, L] below ``spec.token_types``; None for type 0 everywhere.
+      position_ids: int32 [B, L], what encodings that add to the embeddings look up in place of positions, in any order
+        and with repeats (position coupling): order, and so the mask, stays with ``positions``.
       train: dropout on; ``rng`` then feeds it.
       length: what dynamic position scalings scale for, in positions; None for the current length.
       ordered: a promise that explicit positions rise along each segment (then the future is skipped, not masked).
@@ -355,25 +214,27 @@ def forward(
 
     Raises:
       ConfigError: neither or both of tokens and inputs_embeds, the latter or token types where the model edits its
-        tokens, token types where it has none, or a length no position encoding can represent.
+        tokens, token types where it has none, position ids where no encoding adds to the embeddings, or a length no
+        position encoding can represent.
     """
     if (tokens is None) == (inputs_embeds is None):
         raise ConfigError("give either tokens or inputs_embeds")
     if token_types is not None:
         require(spec.token_types, "token_types: the model has none (ModelSpec.token_types is 0)")
         require(spec.edit is None, "a model with a sequence edit takes no token_types")
+    require(spec.edit is None or position_ids is None, "a model with a sequence edit takes no position_ids")
     inputs = tokens if tokens is not None else inputs_embeds
     assert inputs is not None
     batch, size = inputs.shape[:2]
     slots = positions is None and segment_ids is None and state is None
     if ordered is None:
         ordered = positions is None
-    if positions is not None:
-        positions = positions[None] if positions.ndim == 1 else positions
-        if not isinstance(positions, Tracer):
-            _check_length(spec, int(np.asarray(positions).max()) + 1)  # numpy: within a jit, jnp would trace it
-    elif state is None:
+    positions = positions[None] if positions is not None and positions.ndim == 1 else positions
+    known = positions if position_ids is None else position_ids
+    if known is None and state is None:
         _check_length(spec, size)
+    elif known is not None and not isinstance(known, Tracer):
+        _check_length(spec, int(np.asarray(known).max()) + 1)  # numpy: within a jit, jnp would trace it
     edited = None
     if spec.edit is not None:
         if tokens is None:
@@ -401,12 +262,23 @@ def forward(
         types = jnp.zeros((1, 1), jnp.int32) if token_types is None else token_types
         added = params["embed"]["types"].at[types].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         x = x + added.astype(dtype)
-    shared = {}
-    for name, (encoding, _) in position_encodings(spec).items():
+    shared, carried, looked_up = {}, {}, False
+    for name, (encoding, dims) in position_encodings(spec).items():
         if encoding.scope == "model":
-            shared[name] = params.get("position", {}).get(name, {})
-            added = encoding.embed(shared[name], positions, spec.width)
+            shared[name] = encoding.prepare(params.get("position", {}).get(name, {}), dims)
+            added = encoding.embed(shared[name], positions if position_ids is None else position_ids, spec.width)
+            looked_up |= added is not None
             x = x if added is None else x + added.astype(dtype)
+        if encoding.reads_tokens:
+            if tokens is None or edited is not None:
+                raise ConfigError(f"position {name!r} reads the tokens, and takes neither inputs_embeds nor an edit")
+            seen = None if state is None else state["encodings"][name]
+            key = jax.random.fold_in(rng, READERS) if train and rng is not None else None
+            added, carried[name] = encoding.embed_tokens(
+                shared[name], tokens, segment_ids, seen, spec.width, train, key
+            )
+            x = x + added.astype(dtype)
+    require(looked_up or position_ids is None, "position_ids: no position encoding of the model adds to the embeddings")
     if spec.embed_norm is not None:
         x = spec.embed_norm(params["embed_norm"], x)
     x = dropout(x, spec.dropout, rng, train)
@@ -426,6 +298,7 @@ def forward(
         x = spec.norm(params["final_norm"], x)
     if state is not None:
         state = {"layers": entries, **_advance(state, positions, segment_ids, batch, size)}
+        state |= {"encodings": carried} if carried else {}
     if spec.edit is not None and edited is not None:
         x = spec.edit.strip(x, edited.places)
         state = None if state is None else {**state, "text": edited.count}
@@ -438,19 +311,26 @@ def forward(
     )
 
 
+def prepare_positions(spec: ModelSpec, shared: Params) -> dict[str, Any]:
+    """``params["position"]`` as the encodings make it of their parameters once in a forward pass (a table of CLEX), for
+    loops of many passes; `forward` takes either form."""
+    encodings = position_encodings(spec)
+    return {name: encodings[name][0].prepare(p, encodings[name][1]) for name, p in shared.items()}
+
+
 def draw_positions(
-    spec: ModelSpec, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None
+    spec: ModelSpec, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None, *, train: bool = False
 ) -> jax.Array | None:
     """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none.
 
-    Row b draws by its id ``rows[b]``, by default b.
+    Row b draws by its id ``rows[b]``, by default b. ``train`` asks for positions to train on.
 
     Raises `ConfigError` if known positions are beyond what the model's encodings can represent.
     """
     if not isinstance(positions, Tracer):
         _check_length(spec, int(np.asarray(positions).max()) + 1)
     for encoding, _ in position_encodings(spec).values():
-        drawn = encoding.draw(key, positions, rows)
+        drawn = (encoding.draw_training if train else encoding.draw)(key, positions, rows)
         if drawn is not positions:
             return drawn
     return None
@@ -468,8 +348,8 @@ class Decoder:
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         return unembed(self.spec, params, hidden)
 
-    def draw(self, key: jax.Array, positions: jax.Array) -> jax.Array | None:
-        return draw_positions(self.spec, key, positions)
+    def draw(self, key: jax.Array, positions: jax.Array, *, train: bool = False) -> jax.Array | None:
+        return draw_positions(self.spec, key, positions, train=train)
 
 
 def _advance(

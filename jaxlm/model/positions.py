@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.ops.segments import previous_segment
+
 
 def plain_positions(batch: int, size: int, segment_ids: jax.Array | None, state: Any = None) -> jax.Array:
     """Positions of ``size`` new tokens per row, int32 [1 or B, size].
@@ -23,11 +25,7 @@ def plain_positions(batch: int, size: int, segment_ids: jax.Array | None, state:
     seen = jnp.zeros((batch,), jnp.int32) if state is None else state["segment"]
     offset = jnp.zeros((batch,), jnp.int32) if state is None else state["position"]
     real = segments != 0
-    index = jnp.arange(size)
-    # The segment of the last real token before each one; what the state saw if there is none.
-    latest = jax.lax.cummax(jnp.where(real, index, -1), axis=1)
-    before = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    previous = jnp.where(before >= 0, jnp.take_along_axis(segments, jnp.maximum(before, 0), 1), seen[:, None])
+    previous = previous_segment(segments, seen)
     rank = jnp.cumsum(real, axis=1) - 1
     start = jax.lax.cummax(jnp.where(real & (segments != previous), rank, -1), axis=1)
     positions = jnp.where(start >= 0, rank - start, offset[:, None] + rank)

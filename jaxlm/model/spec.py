@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from jaxlm.attention.mask import Bidirectional
 from jaxlm.core import config
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import ConfigError, choose
@@ -44,6 +45,12 @@ class Block(Spec):
             self.residual == "serial" or (self.placement == "pre" and self.ffn is not None),
             f"Block.residual {self.residual!r} needs placement 'pre' and an ffn",
         )
+
+
+def _sees_a_set(mixer: Any) -> bool:
+    """The mixer is attention that cannot tell one order of its tokens from another."""
+    position = getattr(mixer, "position", None)
+    return isinstance(getattr(mixer, "mask", None), Bidirectional) and position is not None and not position.says_where
 
 
 class _Traced:
@@ -151,8 +158,14 @@ class ModelSpec(Spec):
             value = getattr(self, field)
             require(value >= 0, f"ModelSpec.{field}: expected a number >= 0, got {value}")
         require(self.layers, "ModelSpec.layers: expected at least one Group")
+        mixers = [block.mixer for group in self.layers for block in group.pattern]
+        require(
+            not all(_sees_a_set(mixer) for mixer in mixers),
+            "ModelSpec.layers: with mask 'bidirectional' and position 'none' in all layers, the order of tokens has no "
+            "effect; set a position in some layer, or another mask",
+        )
         if self.edit is not None:
-            self.edit.check_model(self.vocab_size, [block.mixer for group in self.layers for block in group.pattern])
+            self.edit.check_model(self.vocab_size, mixers)
         choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("ModelSpec.remat", self.remat, REMAT)
         require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")

@@ -46,7 +46,8 @@ class NextToken(Spec):
         """The summed loss, and ``{name: (sum, weight)}``.
 
         ``batch`` holds ``tokens``, ``targets`` int32 [B, L], ``weights`` float32 [B, L] and, where there is packing or
-        padding, ``segment_ids`` int32 [B, L]; ``positions`` only where they are not the plain ones (drawn at random).
+        padding, ``segment_ids`` int32 [B, L]; ``positions`` only where they are not the plain ones (drawn at random);
+        ``position_ids`` only where encodings look up others.
         With an ``rng`` the model is in training mode, and the loss contains what its layers add to it.
         """
         out = model(
@@ -54,6 +55,7 @@ class NextToken(Spec):
             batch["tokens"],
             segment_ids=batch.get("segment_ids"),
             positions=batch.get("positions"),
+            position_ids=batch.get("position_ids"),
             ordered=True,
             train=rng is not None,
             rng=rng,

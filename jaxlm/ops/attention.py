@@ -17,7 +17,8 @@ from jaxlm.core import registry
 from jaxlm.core.config import to_dict
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.core.mask import Mask
-from jaxlm.core.types import TileBias
+from jaxlm.core.types import RowBias, TileBias
+from jaxlm.ops import row_bias
 from jaxlm.ops.block_map import block_map
 from pallas_kernels.attention import reference
 from pallas_kernels.attention import xla as dense_xla
@@ -42,7 +43,7 @@ def attention(
     mask: Mask,
     positions: tuple[jax.Array, jax.Array] | None = None,
     segment_ids: tuple[jax.Array, jax.Array] | jax.Array | None = None,
-    bias: TileBias | None = None,
+    bias: TileBias | RowBias | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
     sink_logits: jax.Array | None = None,
@@ -59,7 +60,7 @@ def attention(
       mask: which key positions a query position sees (`jaxlm.attention.mask`).
       positions: int32 [B or 1, Lq] and [B or 1, Lk]; None counts both from 0, the last query on the last key.
       segment_ids: int32 [B, Lq] and [B, Lk], or one for both; attention stays within a segment; 0 is padding.
-      bias: an additive bias evaluated per tile.
+      bias: an additive bias, evaluated per tile; one that reads queries and keys is evaluated per block of rows.
       scale: factor of the logits; None means 1 / sqrt(K).
       soft_cap: if positive, ``cap * tanh(logits / cap)`` before the bias.
       sink_logits: float [H], a logit for each head that joins the softmax's denominator and carries no value.
@@ -80,7 +81,7 @@ def attention(
         choose("attention implementation", implementation, IMPLEMENTATIONS)
     if segment_ids is not None and not isinstance(segment_ids, tuple):
         segment_ids = segment_ids, segment_ids
-    if bias is not None and not bias.trainable:  # whichever implementation serves
+    if isinstance(bias, TileBias) and not bias.trainable:  # whichever implementation serves
         bias = jax.tree.map(jax.lax.stop_gradient, bias)
     request = _Call(
         mask=mask,
@@ -156,7 +157,7 @@ class _Call:
     mask: Mask
     positions: tuple[jax.Array, jax.Array] | None
     segment_ids: tuple[jax.Array, jax.Array] | None
-    bias: TileBias | None
+    bias: TileBias | RowBias | None
     options: Options
     ordered: bool
     block_sizes: tuple[int, int] | None
@@ -263,24 +264,25 @@ def _dense(
         pos_k = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
         pos_q = pos_k[:, -1:] + 1 - q.shape[1] + jnp.arange(q.shape[1], dtype=jnp.int32)
     seg_q, seg_k = request.segment_ids or (None, None)
-    return run(
-        q,
-        k,
-        v,
-        mask=request.mask.pointwise,
-        pos_q=pos_q,
-        pos_k=pos_k,
-        seg_q=seg_q,
-        seg_k=seg_k,
-        bias=request.bias,
-        scale=request.options.scale,
-        soft_cap=request.options.soft_cap,
-        skip_future=request.ordered and request.mask.causal and q.shape[1] == k.shape[1],
-    )
+    arguments: dict[str, Any] = {
+        "mask": request.mask.pointwise,
+        "pos_q": pos_q,
+        "pos_k": pos_k,
+        "seg_q": seg_q,
+        "seg_k": seg_k,
+        "bias": request.bias,
+        "scale": request.options.scale,
+        "soft_cap": request.options.soft_cap,
+    }
+    if isinstance(request.bias, RowBias):
+        return row_bias.attention(run, q, k, v, **arguments, whole=run is reference.attention)
+    skip_future = request.ordered and request.mask.causal and q.shape[1] == k.shape[1]
+    return run(q, k, v, **arguments, skip_future=skip_future)
 
 
 def _xla(request: _Call, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array] | str:
-    if request.block_sizes is None and (k.shape[1] <= FEW_KEYS or q.shape[1] <= FEW_QUERIES):
+    few = k.shape[1] <= FEW_KEYS or q.shape[1] <= FEW_QUERIES
+    if isinstance(request.bias, RowBias) or (request.block_sizes is None and few):
         return _dense(dense_xla.attention, request, q, k, v)
     return _sparse(sparse_xla, request, q, k, v)
 
@@ -289,6 +291,8 @@ def _sparse(
     backend: ModuleType, request: _Call, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, jax.Array] | str:
     """The call by block lists, or why ``backend`` cannot serve it."""
+    if isinstance(request.bias, RowBias):
+        return "the bias reads queries and keys, and takes whole rows"
     bias = None if request.bias is None else _bias(request.bias, backend)
     target, lengths = call.target(), (q.shape[1], k.shape[1])
     asked = Request(

@@ -21,7 +21,7 @@ from pallas_kernels.block_sparse_attention.core import Options, Request
 from pallas_kernels.landmark_attention import call, reference
 from pallas_kernels.landmark_attention.core import Places
 
-BACKENDS = ("tpu", "xla")  # in the order in which they are tried
+BACKENDS = ("triton", "tpu", "xla")  # in the order in which they are tried
 IMPLEMENTATIONS = (*BACKENDS, "reference")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import choose
-from jaxlm.core.types import Params, PositionEncoding, TileBias
+from jaxlm.core.types import Params, PositionEncoding, Side, TileBias
 
 
 def slopes(heads: int, steepness: float = 8.0) -> np.ndarray:
@@ -92,7 +92,9 @@ class Alibi(PositionEncoding):
         require(self.max > 0, f"Alibi.max: expected a positive number, got {self.max}")
         choose("Alibi.rounding", self.rounding, ("none", "bfloat16"))
 
-    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias:
+    def bias(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, side: Side | None = None
+    ) -> TileBias:
         steps = jnp.asarray(slopes(q.shape[2], self.max))
         if self.rounding == "bfloat16":
             return RoundedKeyBias(steps, jnp.float32(self.multiplier))

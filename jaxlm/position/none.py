@@ -18,3 +18,7 @@ class NoPosition(PositionEncoding):
     """Nothing at all."""
 
     paper: ClassVar[str] = "Kazemnejad et al. 2023, The Impact of Positional Encoding on Length Generalization"
+
+    @property
+    def says_where(self) -> bool:
+        return False

@@ -9,17 +9,17 @@ experiments.length_generalization.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core.config import require, slot
-from jaxlm.core.types import Dims, Mask, Params, PositionEncoding, Specs, TileBias
+from jaxlm.core.config import require
+from jaxlm.position.base import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Randomized(PositionEncoding):
+class Randomized(Wrapper):
     """A wrapper that draws positions for another encoding.
 
     Attributes:
@@ -29,7 +29,6 @@ class Randomized(PositionEncoding):
 
     paper: ClassVar[str] = "Ruoss et al. 2023, Randomized Positional Encodings Boost Length Generalization"
 
-    inner: Any = slot("position", "rotary")
     max_position: int = 2048
 
     def check(self) -> None:
@@ -41,16 +40,8 @@ class Randomized(PositionEncoding):
         )
 
     @property
-    def scope(self) -> str:
-        return self.inner.scope
-
-    @property
-    def pre_rotate(self) -> bool:
-        return self.inner.pre_rotate
-
-    @property
-    def by_length(self) -> bool:
-        return self.inner.by_length
+    def says_where(self) -> bool:
+        return self.inner.says_where
 
     def draw(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """For a row with n = max(position) + 1: a sorted uniform n-subset of 0..max_position-1, read at the positions.
@@ -68,22 +59,8 @@ class Randomized(PositionEncoding):
         keys = jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(positions.shape[0]) if rows is None else rows)
         return jax.vmap(row)(keys, positions)
 
+    def draw_training(self, key: jax.Array, positions: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        return self.draw(key, positions, rows)
+
     def max_positions(self) -> int:
         return self.max_position
-
-    def params(self, dims: Dims) -> Specs:
-        return self.inner.params(dims)
-
-    def embed(self, p: Params, positions: jax.Array, width: int) -> jax.Array | None:
-        return self.inner.embed(p, positions, width)
-
-    def rotate(self, p: Params, x_BLHK: jax.Array, positions: jax.Array, length: jax.Array | None) -> jax.Array:
-        return self.inner.rotate(p, x_BLHK, positions, length)
-
-    def views(
-        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, length: jax.Array | None
-    ) -> list[tuple[jax.Array, jax.Array, Mask | None]]:
-        return self.inner.views(p, q, k, pos_q, pos_k, length)
-
-    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias | None:
-        return self.inner.bias(p, q, k, pos_q, pos_k)

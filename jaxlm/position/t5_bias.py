@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm.core.config import require
 from jaxlm.core.params import Normal, ParamSpec
-from jaxlm.core.types import Dims, Params, PositionEncoding, Specs, TileBias
+from jaxlm.core.types import Dims, Params, PositionEncoding, Side, Specs, TileBias
 
 
 def bucket(distance: jax.Array, buckets: int, max_distance: int, bidirectional: bool) -> jax.Array:
@@ -89,5 +89,7 @@ class T5Bias(PositionEncoding):
     def params(self, dims: Dims) -> Specs:
         return {"table": ParamSpec((self.buckets, dims.heads), (None, "heads"), Normal(dims.width**-0.5))}
 
-    def bias(self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array) -> TileBias:
+    def bias(
+        self, p: Params, q: jax.Array, k: jax.Array, pos_q: jax.Array, pos_k: jax.Array, side: Side | None = None
+    ) -> TileBias:
         return BucketBias(p["table"], self.max_distance, self.bidirectional)

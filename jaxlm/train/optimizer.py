@@ -3,7 +3,7 @@
 One update, with g the gradient of the mean loss per token and w the trainable parameters:
 
     n = |g| over all parameters;   g <- g min(1, clip_norm / n)           Pascanu et al. 2012
-    w <- w - lr(t) (adam(g) + weight_decay w [matrices only])             Loshchilov & Hutter, "AdamW", 2019
+    w <- w - lr(t) rate (adam(g) + weight_decay w [matrices only])        Loshchilov & Hutter, "AdamW", 2019
     ema <- ema_decay ema + (1 - ema_decay) w
 
 When n is NaN or Inf the step is skipped: parameters, moments, average and the schedule's step stay bit for bit as they
@@ -18,6 +18,7 @@ the others have neither gradient nor moments.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,22 @@ class OptimizerState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Rate(Spec):
+    """A learning rate of some parameters' own.
+
+    Attributes:
+      pattern: which (`jaxlm.train.select`).
+      factor: of the schedule's learning rate; 0 keeps them as they are.
+    """
+
+    pattern: str = "*"
+    factor: float = 1.0
+
+    def check(self) -> None:
+        require(self.factor >= 0, f"Rate.factor: {self.factor} is negative; allowed: 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer(Spec):
     """What is trained and how; `build` makes the transformation.
 
@@ -64,6 +81,7 @@ class Optimizer(Spec):
       skip_limit: a run stops after this many skipped steps in a row.
       trainable, frozen: path patterns (`jaxlm.train.select`); a parameter is trained if it matches one of ``trainable``
         and none of ``frozen``.
+      rates: of parameters that learn faster or slower than the others; the first pattern that matches holds.
     """
 
     name: str = "adamw"
@@ -77,6 +95,7 @@ class Optimizer(Spec):
     skip_limit: int = 10
     trainable: tuple[str, ...] = ("*",)
     frozen: tuple[str, ...] = ()
+    rates: tuple[Rate, ...] = ()
 
     def check(self) -> None:
         choose("optimizer", self.name, DIRECTIONS)
@@ -110,6 +129,9 @@ class Optimizer(Spec):
         another structure.
         """
         trained, _ = split(specs, self.trainable_paths(specs).__contains__)
+        rates = map_specs(lambda path, _: self._rate(path), trained)
+        for rate in self.rates:
+            match((rate.pattern,), [path for path, _ in flatten(trained)], "Optimizer.rates")
         inner = optax.chain(
             DIRECTIONS[self.name](self),
             optax.add_decayed_weights(self.weight_decay, map_specs(lambda _, spec: spec.decay, trained)),
@@ -130,6 +152,8 @@ class Optimizer(Spec):
                 scale = jnp.minimum(1.0, self.clip_norm / norm)
                 updates = jax.tree.map(lambda g: g * scale, updates)
             updates, new_inner = inner.update(updates, state.inner, params)
+            if self.rates:
+                updates = jax.tree.map(lambda u, rate: u * rate, updates, rates)
             # x + -0.0 is x in every bit, where x + 0.0 would turn -0.0 into 0.0
             updates = jax.tree.map(lambda u: jnp.where(finite, u, -0.0), updates)
             new_inner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_inner, state.inner)
@@ -140,6 +164,9 @@ class Optimizer(Spec):
             return updates, OptimizerState(new_inner, ema, state.skipped + missed, (state.in_a_row + 1) * missed)
 
         return optax.GradientTransformation(init, update)
+
+    def _rate(self, path: str) -> float:
+        return next((rate.factor for rate in self.rates if fnmatch.fnmatchcase(path, rate.pattern)), 1.0)
 
     def stop_if_stuck(self, in_a_row: int, step: int) -> None:
         """Raises `FloatingPointError` once ``in_a_row`` (of the state, after ``step``) has reached ``skip_limit``."""

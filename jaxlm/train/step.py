@@ -177,7 +177,7 @@ class Trainer:
         """
         with dist.use_mesh(self.mesh):
             key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-            batch = self._prepared(batch, key)
+            batch = self._prepared(batch, key, train=True)
             chosen, frozen = split(state.params, self.trainable.__contains__)
 
             def loss(chosen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -209,20 +209,20 @@ class Trainer:
     def evaluate(self, params: Any, batch: Batch, seed: int | jax.Array = 0) -> dict[str, tuple[jax.Array, jax.Array]]:
         """``{name: (sum, weight)}`` of the objective on a batch, the model in evaluation mode."""
         with dist.use_mesh(self.mesh):
-            batch = self._prepared(batch, jax.random.key(seed))
+            batch = self._prepared(batch, jax.random.key(seed), train=False)
             return self.objective.loss(self.model, params, batch, None)[1]
 
-    def _prepared(self, batch: Batch, key: jax.Array) -> dict[str, Any]:
+    def _prepared(self, batch: Batch, key: jax.Array, *, train: bool) -> dict[str, Any]:
         """The batch on its devices, as the objective wants it, with drawn positions where the model draws them."""
         batch = {name: dist.constrain(jnp.asarray(x), ("batch",) + (None,) * (x.ndim - 1)) for name, x in batch.items()}
         batch = dict(self.objective.prepare(batch, jax.random.fold_in(key, 1)))
         rows, length = batch["tokens"].shape
         plain = plain_positions(rows, length, batch.get("segment_ids"))
-        drawn = self.model.draw(jax.random.fold_in(key, 2), jnp.broadcast_to(plain, (rows, length)))
-        if drawn is None:
-            batch.pop("positions", None)
-        else:
-            batch["positions"] = drawn
+        looked_up = batch.get("position_ids", jnp.broadcast_to(plain, (rows, length)))
+        drawn = self.model.draw(jax.random.fold_in(key, 2), looked_up, train=train)
+        batch.pop("positions", None)
+        if drawn is not None:
+            batch["position_ids" if "position_ids" in batch else "positions"] = drawn
         return batch
 
     def _accumulated(self, grad: Callable[..., Any], chosen: Any, batch: Batch, key: jax.Array) -> Any:

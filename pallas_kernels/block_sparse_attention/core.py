@@ -48,6 +48,11 @@ class Lists(NamedTuple):
     kinds: Any
 
 
+def every_pair(numbers: Any, pos_q: Any, pos_k: Any, data_q: Any, data_k: Any, kind: Any) -> jax.Array:
+    """`BlockMask.see` of a mask of whole tiles."""
+    return jnp.bool_(True)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockMask:
@@ -61,11 +66,12 @@ class BlockMask:
       data: int32 ([Bm, Hm, nq, Lq], [Bm, Hm, nk, Lk]): the mask's own data of each token; nq or nk may be 0.
       numbers: scalars of the mask, possibly traced, handed to `see`; some masks need arrays among them (tables
         [Bm, Hm, n] by distance), which only back ends that gather can serve.
-      see: ``see(numbers, pos_q, pos_k, data_q, data_k, kind) -> bool``, pure and of any shapes that broadcast: a kernel
-        calls it with pos_q [bq, 1], pos_k [1, bk], data as tuples of nq and nk such arrays, kind a scalar.
       block_q, block_k: the shape of a tile; Lq and Lk above are multiples of them.
       length_q, length_k: the lengths before padding.
       offset: see ``positions``.
+      see: ``see(numbers, pos_q, pos_k, data_q, data_k, kind) -> bool``, pure and of any shapes that broadcast: a kernel
+        calls it with pos_q [bq, 1], pos_k [1, bk], data as tuples of nq and nk such arrays, kind a scalar. By default
+        every pair of a listed tile is visible.
     """
 
     rows: Lists
@@ -73,12 +79,12 @@ class BlockMask:
     positions: tuple[Any, Any] | None
     data: tuple[Any, Any]
     numbers: tuple[Any, ...]
-    see: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     block_q: int = dataclasses.field(metadata={"static": True})
     block_k: int = dataclasses.field(metadata={"static": True})
     length_q: int = dataclasses.field(metadata={"static": True})
     length_k: int = dataclasses.field(metadata={"static": True})
     offset: int = dataclasses.field(default=0, metadata={"static": True})
+    see: Callable[..., jax.Array] = dataclasses.field(default=every_pair, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

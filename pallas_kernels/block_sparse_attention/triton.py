@@ -1,13 +1,12 @@
 """Block-sparse attention as Triton-style Pallas kernels: one program a tile of rows, a loop over the row's list.
 
 The thin GPU back end, for Ampere and newer, float32 too. JAX has declared this lowering deprecated (0.11), so all that
-is particular to it stays in this file; `mosaic_gpu` is the back end for Hopper.
+is particular to it stays in this file and in `triton_program`; `mosaic_gpu` is the back end for Hopper.
 
 Three kernels. The forward one and that of dq (and of the bias) walk a row's key blocks; that of dk and dv walks a
 column's query blocks, for all query heads that share the key head, so that keys are neither repeated nor summed later,
 and holds its tiles transposed, so that their products need no transposition in registers. A list names blocks of the
-mask; a program computes with tiles that divide them, as large as registers allow. The last rows start first: under a
-causal mask they are the longest.
+mask; a program computes with tiles that divide them, as large as registers allow.
 """
 
 from __future__ import annotations
@@ -21,24 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.block_sparse_attention import core
 from pallas_kernels.block_sparse_attention.core import Bias, BlockMask, Lists, Options, Request
-
-DTYPES = ("float32", "bfloat16", "float16")
-LEAST_TILE = 16  # of a matrix product
-WIDEST = 256
+from pallas_kernels.block_sparse_attention.triton_program import LEAST_TILE, Operand, Program, refused, vector, widen
 
 
 def supports(request: Request) -> str | None:
     """Why these kernels cannot serve ``request``, or None."""
-    if request.platform != "gpu" and not request.interpret:
-        return f"needs a GPU, not {request.platform}"
-    if request.dtype not in DTYPES:
-        return f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"
-    if max(request.width, request.value_width) > WIDEST:
-        return f"head size {max(request.width, request.value_width)} is over {WIDEST}"
+    if reason := refused(request):
+        return reason
     if request.block_q % LEAST_TILE or request.block_k % LEAST_TILE:
         return f"blocks of {request.block_q} x {request.block_k} are not multiples of {LEAST_TILE}"
     if request.tables:
@@ -59,7 +50,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """The contract of `core`."""
     value_width = v.shape[-1]
-    q, k, v = _widen(q), _widen(k), _widen(v)
+    q, k, v = widen(q), widen(k), widen(v)
     job = _Job(q, k, mask, bias, options, columns=False)
 
     def kernel(q_ref, k_ref, v_ref, lists, aside, out_ref, lse_ref):
@@ -82,7 +73,7 @@ def forward(
         "forward",
         2,
         [job.tiles(q), job.whole(k), job.whole(v)],
-        [job.tiles(jax.ShapeDtypeStruct((*q.shape[:3], v.shape[-1]), v.dtype)), job.tiles(_vector(q))],
+        [job.tiles(jax.ShapeDtypeStruct((*q.shape[:3], v.shape[-1]), v.dtype)), job.tiles(vector(q))],
     )
     return out[..., :value_width], lse
 
@@ -100,7 +91,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The contract of `core`."""
     width, value_width = q.shape[-1], v.shape[-1]
-    q, k, v, dout = (_widen(x) for x in (q, k, v, dout))
+    q, k, v, dout = (widen(x) for x in (q, k, v, dout))
     dq, dnumbers = _row_gradients(q, k, v, mask, bias, options, lse, delta, dout)
     dk, dv = _column_gradients(q, k, v, mask, bias, options, lse, delta, dout)
     return dq[..., :width], dk[..., :width], dv[..., :value_width], dnumbers
@@ -178,66 +169,30 @@ class _Aside(NamedTuple):
     bias: list[Any]
 
 
-class _Job:
-    """One kernel's grid and tiles, its operands, and the parts of its body that all three kernels share.
+class _Job(Program):
+    """One kernel's program, and the parts of its body that all three kernels share: it walks the tiles that the list of
+    its row (or column) of the block map names."""
 
-    A program owns one tile of a row of the block map, for one query head; or (``columns``) one tile of a column, for
-    one key head and the ``group`` of query heads that share it. It walks the tiles that its list names.
-    """
+    name = "block_sparse_attention"
 
     def __init__(self, q: Any, k: Any, mask: BlockMask, bias: Bias | None, options: Options, columns: bool):
-        self.mask, self.bias, self.options, self.columns = mask, bias, options, columns
-        self.group, self.width = q.shape[1] // k.shape[1], q.shape[-1]
-        # Float32 as three products of its TF32 halves: a tensor core's speed at nearly float32's precision.
-        exact = lax.Precision.HIGHEST if options.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        self.precision = exact if q.dtype == jnp.float32 else None
+        self.mask, self.bias = mask, bias
         tuned = dict(options.tuning)
         tile, other_tile, warps = _shape(q, columns)
         self.block, self.other_block = (mask.block_k, mask.block_q) if columns else (mask.block_q, mask.block_k)
-        self.tile = math.gcd(self.block, tuned.get("tile", tile))
-        self.other_tile = math.gcd(self.other_block, tuned.get("other_tile", other_tile))
-        self.tile_q, self.tile_k = (self.other_tile, self.tile) if columns else (self.tile, self.other_tile)
-        owner = k if columns else q
-        self.grid = (owner.shape[2] // self.tile, owner.shape[1], q.shape[0])
-        self.params = plt.CompilerParams(num_warps=tuned.get("warps", warps), num_stages=tuned.get("stages", 2))
+        tile = math.gcd(self.block, tuned.get("tile", tile))
+        other_tile = math.gcd(self.other_block, tuned.get("other_tile", other_tile))
+        super().__init__(q, k, options, columns, tile, other_tile, tuned.get("warps", warps), tuned.get("stages", 2))
 
-    # The operands, as (array or its shape, block) pairs.
-
-    def tiles(self, x: Any) -> tuple[Any, pl.BlockSpec]:
-        """The program's own tile of ``x`` [B, heads, length, ...]."""
-        zeros = (0,) * (x.ndim - 3)
-        shape = (None, None, self.tile, *x.shape[3:])
-        return x, pl.BlockSpec(shape, lambda i, h, b: (b, h, self._number(i), *zeros))
-
-    def whole(self, x: Any) -> tuple[Any, pl.BlockSpec]:
-        """All of the head of keys (of the heads of queries, one more axis) that the program meets."""
-        zeros = (0,) * (x.ndim - 2)
-        if self.columns:
-            return x, pl.BlockSpec((None, self.group, *x.shape[2:]), lambda i, h, b: (b, h, *zeros))
-        return x, pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, lax.div(h, self.group), *zeros))
-
-    def call(self, kernel: Callable[..., None], name: str, products: int, operands: list[Any], outs: list[Any]) -> Any:
+    def call(
+        self, kernel: Callable[..., None], name: str, products: int, operands: list[Operand], outs: list[Operand]
+    ) -> Any:
         """Runs ``kernel(*operands, lists, aside, *outs)``, each as references; it has so many products a tile."""
         lists = self.mask.columns if self.columns else self.mask.rows
-        rest = Lists(*map(jnp.asarray, lists)), self._aside()
         live = lists.counts.mean() if isinstance(lists.counts, np.ndarray) else lists.indices.shape[-1]
-        pairs = int(math.prod(self.grid) * self.group ** int(self.columns) * live * self.tile * self.other_block)
-        arrays = [x for x, _ in (*operands, *outs)]
-        return pl.pallas_call(
-            kernel,
-            grid=self.grid,
-            in_specs=[*(spec for _, spec in operands), *jax.tree.map(self._spread, rest)],
-            out_specs=[spec for _, spec in outs],
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outs],
-            compiler_params=self.params,
-            cost_estimate=pl.CostEstimate(
-                flops=2 * products * pairs * self.width,
-                transcendentals=pairs,
-                bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
-            ),
-            interpret=bool(self.options.interpret),
-            name=f"block_sparse_attention_{name}",
-        )(*(x for x, _ in operands), *rest)
+        pairs = live * self.tile * self.other_block
+        rest = Lists(*map(jnp.asarray, lists)), self._aside()
+        return self.launch(kernel, name, products, pairs, operands, rest, outs)
 
     def _aside(self) -> _Aside:
         mask = self.mask
@@ -250,22 +205,6 @@ class _Job:
             [] if self.bias is None else [self.bias.numbers[None]],
         )
 
-    def _spread(self, x: jax.Array) -> pl.BlockSpec:
-        """A block with all of ``x`` [1 or B, 1 or H, ...] that is of the program's row and heads."""
-        rows, heads = x.shape[:2]
-        zeros = (0,) * (x.ndim - 2)
-        shape = (None, self.group if self.columns and heads > 1 else 1, *x.shape[2:])
-        return pl.BlockSpec(shape, lambda i, h, b: (b if rows > 1 else 0, h if heads > 1 else 0, *zeros))
-
-    # The body of a kernel.
-
-    def start(self) -> jax.Array:
-        """The slot at which the program's own tile begins."""
-        return self._number(pl.program_id(0)) * self.tile
-
-    def _number(self, i: Any) -> Any:
-        return i if self.columns else self.grid[0] - 1 - i
-
     def walk(self, lists: Any, head: Any, start: Any, step: Callable[..., Any], carry: Any) -> Any:
         """``carry = step(carry, first slot, kind, head)`` over the tiles that the list of the program's own names."""
         row, h = lax.div(start, self.block), _head(lists.counts, head)
@@ -277,9 +216,6 @@ class _Job:
             return step(carry, first, lists.kinds[h, row, j], head)
 
         return lax.fori_loop(0, lists.counts[h, row] * parts, body, carry)
-
-    def dot(self, a: jax.Array, b: jax.Array, trans_b: bool = False) -> jax.Array:
-        return plt.dot(a, b, trans_b=trans_b, precision=self.precision)
 
     def scores(self, qk, aside, head, start_q, start_k, kind):
         """`core.scores` of the tile at (start_q, start_k), or of its transpose."""
@@ -343,13 +279,3 @@ def _shape(x: Any, columns: bool) -> tuple[int, int, int]:
     if row_bytes <= 256:
         return (64, 64, 8) if columns else (128, 64, 8)
     return (64, 32, 8) if row_bytes <= 512 else (32, 32, 8)
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    """Zeros behind each row of ``x``, up to a power of two: Triton's tiles know no other sizes."""
-    width = x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * 3 + [(0, max(LEAST_TILE, 1 << (width - 1).bit_length()) - width)])
-
-
-def _vector(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[:3], jnp.float32)

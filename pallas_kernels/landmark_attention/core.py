@@ -16,9 +16,11 @@ delta_i = dout_i . out_i and c = sum of a_it dp_t of a block:
 
     ds_own = w (dp - delta)      ds_t = p_t (dp_t - c)      ds_landmark = w (c - delta)
 
-Tiles are keys first, [.., blocks, period, queries]: a block is then a run of rows (sublanes on a TPU), its sums never
-cross lanes, and what belongs to a query is a row vector. All functions are elementwise but for sums over those axes,
-and in base 2, as in `pallas_kernels.block_sparse_attention.core`, whose `scores` makes the logits.
+Tiles are `KEYS_FIRST`, [.., blocks, period, queries], unless ``axes`` says otherwise: a block is then a run of rows
+(sublanes on a TPU), its sums never cross lanes, and what belongs to a query is a row vector. `ONE_BLOCK` is a tile of
+one block, queries first, [queries, period]: on a GPU a row then lies in four threads. All functions are elementwise but
+for sums over the axes of the keys, and in base 2, as in `pallas_kernels.block_sparse_attention.core`, whose `scores`
+makes the logits. Shapes below are written keys first.
 
 A back end is a module with four functions:
 
@@ -38,8 +40,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.block_sparse_attention.core import FLOOR, LOG2E, NEVER, Softmax
+
+
+class Axes(NamedTuple):
+    """Of the keys of a tile: along its blocks, none if it is one block, and along the slots of a block."""
+
+    blocks: tuple[int, ...]
+    slots: int
+
+    @property
+    def both(self) -> tuple[int, ...]:
+        return *self.blocks, self.slots
+
+
+KEYS_FIRST = Axes((-3,), -2)
+ONE_BLOCK = Axes((), -1)
 
 
 @jax.tree_util.register_dataclass
@@ -66,6 +84,22 @@ def tile(period: int, size: int) -> int:
     return -(-size // period) * period
 
 
+def reach(places: Places, length_q: int, length_k: int, block_q: int, block_k: int) -> tuple[Any, Any]:
+    """Which tiles are causal, and in which every block is an earlier one of every query: bool [1 or B, rows, columns].
+
+    Segments hide keys but no tile; where there are any, no tile counts as past. numpy where slots are not traced.
+    """
+    starts = np.arange(length_k // block_k) * block_k
+    if places.slots is None:
+        low = places.offset + np.arange(length_q // block_q)[None] * block_q
+        high = low + block_q - 1
+    else:
+        slots = places.slots.reshape(-1, length_q // block_q, block_q)
+        low, high = slots.min(-1), slots.max(-1)
+    past = starts + block_k <= low[..., None] // places.period * places.period
+    return starts <= high[..., None], past & (places.segments is None)
+
+
 class Kinds(NamedTuple):
     """What each pair of a tile is, booleans that broadcast to it.
 
@@ -80,11 +114,14 @@ class Kinds(NamedTuple):
     inner: jax.Array
 
 
-def kinds(slot_q: jax.Array, slot_k: jax.Array, period: int, seg_q: Any = None, seg_k: Any = None) -> Kinds:
-    """From int32 slots, queries [.., 1, 1, r] and keys [.., n, P, 1], and their segments, likewise, or None."""
-    block_q, block_k = slot_q // period, slot_k // period
-    mark, earlier = slot_k % period == period - 1, block_k < block_q
-    own = (block_k == block_q) & (slot_k <= slot_q)
+def kinds(
+    slot_q: jax.Array, block_k: jax.Array, within: jax.Array, period: int, seg_q: Any = None, seg_k: Any = None
+) -> Kinds:
+    """From int32 slots of queries [.., 1, 1, r], blocks of keys [.., n, 1, 1] and slots within a block [.., 1, P, 1];
+    segments are those of the queries, as their slots, and of the keys, [.., n, P, 1], or None."""
+    block_q = slot_q // period
+    mark, earlier = within == period - 1, block_k < block_q
+    own = (block_k == block_q) & (within <= slot_q - block_q * period)
     direct, inner = mark & earlier | ~mark & own, earlier & ~mark
     if seg_q is not None:
         same = (seg_q == seg_k) & (seg_q != 0)
@@ -97,29 +134,31 @@ def softmax_start(shape: tuple[int, ...]) -> Softmax:
     return Softmax(jnp.full(shape, FLOOR, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def softmax_step(state: Softmax, logits: jax.Array, kind: Kinds) -> tuple[Softmax, jax.Array, jax.Array]:
+def softmax_step(
+    state: Softmax, logits: jax.Array, kind: Kinds, axes: Axes = KEYS_FIRST
+) -> tuple[Softmax, jax.Array, jax.Array]:
     """Takes in a tile's base-2 logits [.., n, P, r]; returns the state, the weights of the tile's values, relative to
     the state's maximum, and the factor that what was summed so far has to be multiplied with."""
-    top = jnp.maximum(state.top, jnp.where(kind.direct, logits, NEVER).max((-3, -2), keepdims=True))
-    outer, powers, norm = _weights(logits, kind, top)
+    top = jnp.maximum(state.top, jnp.where(kind.direct, logits, NEVER).max(axes.both, keepdims=True))
+    powers, share = _weights(logits, kind, top, axes)
     fade = jnp.exp2(state.top - top)
-    total = state.total * fade + outer.sum((-3, -2), keepdims=True)
-    return Softmax(top, total), jnp.where(kind.mark, 0.0, outer) + powers * (_gates(outer, kind) * norm), fade
+    total = state.total * fade + jnp.where(kind.direct, powers, 0.0).sum(axes.both, keepdims=True)
+    return Softmax(top, total), jnp.where(kind.mark, 0.0, powers * _factor(powers, share, kind, axes)), fade
 
 
-def softmax_finish(state: Softmax, weighted: jax.Array) -> tuple[jax.Array, jax.Array]:
+def softmax_finish(state: Softmax, weighted: jax.Array, axes: Axes = KEYS_FIRST) -> tuple[jax.Array, jax.Array]:
     """The output [.., V, r] and the natural log-sum-exp [.., 1, r] from the weighted sum of values [.., V, r]."""
-    top, total = state.top[..., 0, :, :], state.total[..., 0, :, :]
+    top, total = state.top.squeeze(axes.blocks), state.total.squeeze(axes.blocks)
     safe = jnp.where(total > 0, total, 1.0)
     return weighted / safe, jnp.where(total > 0, (top + jnp.log2(safe)) / LOG2E, -jnp.inf)
 
 
-def past_step(state: Softmax, logits: jax.Array) -> tuple[Softmax, jax.Array, jax.Array]:
+def past_step(state: Softmax, logits: jax.Array, axes: Axes = KEYS_FIRST) -> tuple[Softmax, jax.Array, jax.Array]:
     """`softmax_step` for a tile of which every block is an earlier block of every query, in a third of the work."""
-    powers, total, marks = _past(logits)
-    top = jnp.maximum(state.top, marks.max(-3, keepdims=True))
+    powers, total, marks = _past(logits, axes)
+    top = jnp.maximum(state.top, marks.max(axes.blocks, keepdims=True))
     gates, fade = jnp.exp2(marks - top), jnp.exp2(state.top - top)
-    return Softmax(top, state.total * fade + gates.sum(-3, keepdims=True)), powers * (gates / total), fade
+    return Softmax(top, state.total * fade + gates.sum(axes.blocks, keepdims=True)), powers * (gates / total), fade
 
 
 class Gradients(NamedTuple):
@@ -129,50 +168,60 @@ class Gradients(NamedTuple):
     logits: jax.Array
 
 
-def gradients(logits: jax.Array, kind: Kinds, lse: jax.Array, dweights: jax.Array, delta: jax.Array) -> Gradients:
+def gradients(
+    logits: jax.Array, kind: Kinds, lse: jax.Array, dweights: jax.Array, delta: jax.Array, axes: Axes = KEYS_FIRST
+) -> Gradients:
     """From base-2 logits and ``dweights`` = v dout^T, [.., n, P, r], and lse (finite) and delta, [.., 1, 1, r]."""
-    outer, powers, norm = _weights(logits, kind, lse * LOG2E)
-    inner = powers * (_gates(outer, kind) * norm)
-    mean = (powers * dweights).sum(-2, keepdims=True) * norm
-    own = outer * (jnp.where(kind.mark, mean, dweights) - delta)
-    return Gradients(jnp.where(kind.mark, 0.0, outer) + inner, own + inner * (dweights - mean))
+    powers, share = _weights(logits, kind, lse * LOG2E, axes)
+    mean = jnp.where(kind.inner, powers * dweights, 0.0).sum(axes.slots, keepdims=True) * share
+    weights = powers * _factor(powers, share, kind, axes)
+    dlogits = weights * (jnp.where(kind.mark, mean, dweights) - jnp.where(kind.direct, delta, mean))
+    return Gradients(jnp.where(kind.mark, 0.0, weights), dlogits)
 
 
-def past_gradients(logits: jax.Array, lse: jax.Array, dweights: jax.Array, delta: jax.Array) -> Gradients:
+def past_gradients(
+    logits: jax.Array, lse: jax.Array, dweights: jax.Array, delta: jax.Array, axes: Axes = KEYS_FIRST
+) -> Gradients:
     """`gradients` for a tile of which every block is an earlier block of every query."""
-    powers, total, marks = _past(logits)
+    powers, total, marks = _past(logits, axes)
     gates = jnp.exp2(marks - lse * LOG2E)
-    mean = (powers * dweights).sum(-2, keepdims=True) / total
+    mean = (powers * dweights).sum(axes.slots, keepdims=True) / total
     weights = powers * (gates / total)
-    return Gradients(weights, jnp.where(_is_mark(logits), gates * (mean - delta), weights * (dweights - mean)))
+    return Gradients(weights, jnp.where(_is_mark(logits, axes), gates * (mean - delta), weights * (dweights - mean)))
 
 
-def _past(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _past(logits: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of blocks [.., n, P, r]: the tokens' powers relative to the block's greatest, 0 at the landmark, and their sum
     and the landmark's logit, [.., n, 1, r]."""
-    tokens = jnp.where(_is_mark(logits), NEVER, logits)
-    powers = jnp.exp2(tokens - tokens.max(-2, keepdims=True))
-    return powers, powers.sum(-2, keepdims=True), logits[..., -1:, :]
+    mark, within = _is_mark(logits, axes), axes.slots
+    tokens = jnp.where(mark, NEVER, logits)
+    powers = jnp.exp2(tokens - tokens.max(within, keepdims=True))
+    if axes == KEYS_FIRST:
+        marks = logits[..., -1:, :]
+    else:  # a tile in the registers of many threads has no slices
+        marks = jnp.where(mark, logits, 0.0).sum(within, keepdims=True)
+    return powers, powers.sum(within, keepdims=True), marks
 
 
-def _is_mark(logits: jax.Array) -> jax.Array:
+def _is_mark(logits: jax.Array, axes: Axes) -> jax.Array:
     """[.., 1, P, 1]: which slot of a block is the landmark's."""
-    shape = (*(1,) * (logits.ndim - 2), logits.shape[-2], 1)
-    return jax.lax.broadcasted_iota(jnp.int32, shape, logits.ndim - 2) == logits.shape[-2] - 1
+    axis = logits.ndim + axes.slots
+    shape = [1] * logits.ndim
+    shape[axis] = logits.shape[axis]
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis) == shape[axis] - 1
 
 
-def _weights(logits: jax.Array, kind: Kinds, top: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """2^(logits - top) of the outer softmax's pairs; of the tokens of earlier blocks, 2^(logits - their block's
-    maximum) and the factor that makes each block's a softmax, [.., n, 1, r]. Both are 0 elsewhere."""
-    peak = jnp.maximum(jnp.where(kind.inner, logits, NEVER).max(-2, keepdims=True), FLOOR)
+def _weights(logits: jax.Array, kind: Kinds, top: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
+    """2^(logits - top) of the outer softmax's pairs, 2^(logits - block's maximum) of the tokens of earlier blocks, 0 of
+    others; and the factor that makes each block's a softmax, [.., n, 1, r]."""
+    peak = jnp.maximum(jnp.where(kind.inner, logits, NEVER).max(axes.slots, keepdims=True), FLOOR)
     # A pair is of one kind at most, so one exponential serves both.
-    exponent = jnp.where(kind.direct, logits - top, jnp.where(kind.inner, logits - peak, NEVER))
-    powers = jnp.exp2(exponent)
-    inner = jnp.where(kind.inner, powers, 0.0)
-    total = inner.sum(-2, keepdims=True)
-    return jnp.where(kind.direct, powers, 0.0), inner, 1 / jnp.where(total > 0, total, 1.0)
+    powers = jnp.exp2(jnp.where(kind.direct | kind.inner, logits - jnp.where(kind.direct, top, peak), NEVER))
+    total = jnp.where(kind.inner, powers, 0.0).sum(axes.slots, keepdims=True)
+    return powers, 1 / jnp.where(total > 0, total, 1.0)
 
 
-def _gates(outer: jax.Array, kind: Kinds) -> jax.Array:
-    """The weight of each block's landmark, [.., n, 1, r]."""
-    return jnp.where(kind.mark, outer, 0.0).sum(-2, keepdims=True)
+def _factor(powers: jax.Array, share: jax.Array, kind: Kinds, axes: Axes) -> jax.Array:
+    """From powers to weights: 1 for the outer softmax's, for others their part of their landmark's weight."""
+    gates = jnp.where(kind.mark, powers, 0.0).sum(axes.slots, keepdims=True)
+    return jnp.where(kind.direct, 1.0, gates * share)

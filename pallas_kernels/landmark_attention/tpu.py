@@ -96,21 +96,15 @@ def backward(
 def tiles(places: Places, length_q: int, length_k: int, request: Request) -> BlockMask:
     """The causal tiles; of kind 1 those whose blocks are all earlier than any of the row's queries.
 
-    Segments hide keys but no tile. With slots that differ by sequence, a tile counts as the nearest one sees it.
+    With slots that differ by sequence, a tile counts as the nearest one sees it. Which pairs of a tile are visible, the
+    kernels find from ``places`` themselves.
     """
-    block_q, block_k, period = request.block_q, request.block_k, places.period
-    starts = np.arange(length_k // block_k) * block_k
-    if places.slots is None:
-        low = places.offset + np.arange(length_q // block_q)[:, None] * block_q
-        high = low + block_q - 1
-    else:
-        slots = places.slots.reshape(-1, length_q // block_q, block_q)
-        low, high = (x[:, None] for x in (slots.min((0, 2)), slots.max((0, 2))))
-    some, past = starts <= high, starts + block_k <= low // period * period
+    block_q, block_k = request.block_q, request.block_k
+    some, past = core.reach(places, length_q, length_k, block_q, block_k)
     ids = places.segments or (np.zeros((1, 0, length_q), np.int32), np.zeros((1, 0, length_k), np.int32))
     if places.segments is not None:
-        past, ids = past & False, tuple(x[:, None] for x in ids)
-    rows, columns = both_ways(some[None, None], past[None, None])
+        ids = tuple(x[:, None] for x in ids)
+    rows, columns = both_ways(some.any(0)[None, None], past.all(0)[None, None])
     positions = None
     if places.slots is not None:
         positions = places.slots, np.arange(length_k, dtype=np.int32)[None]
@@ -120,7 +114,6 @@ def tiles(places: Places, length_q: int, length_k: int, request: Request) -> Blo
         positions=positions,
         data=(ids[0][:, None], ids[1][:, None]),
         numbers=(),
-        see=_unused,
         block_q=block_q,
         block_k=block_k,
         length_q=length_q,
@@ -132,7 +125,3 @@ def tiles(places: Places, length_q: int, length_k: int, request: Request) -> Blo
 def _bound(kernel: Any, places: Places) -> Any:
     bound = functools.partial(kernel, places.period)
     return functools.update_wrapper(bound, kernel)
-
-
-def _unused(*_: Any) -> jax.Array:
-    raise NotImplementedError("landmark kernels know what is visible by themselves")

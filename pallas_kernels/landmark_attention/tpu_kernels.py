@@ -121,18 +121,18 @@ def _gradients(frame: Frame, step: Step, ins: Refs, period: int, past: bool) -> 
 
 def _kinds(frame: Frame, step: Step, ins: Refs, period: int) -> core.Kinds:
     blocks, queries = frame.block_k // period, frame.block_q
-    block, within = (jax.lax.broadcasted_iota(jnp.int32, (blocks, period, 1), axis) for axis in range(2))
-    slot_k = step.start_k + block * period + within
+    block_k = step.start_k // period + jax.lax.broadcasted_iota(jnp.int32, (blocks, 1, 1), 0)
+    within = jax.lax.broadcasted_iota(jnp.int32, (1, period, 1), 1)
     rows = [ins["tokens_q"][i : i + 1, :][None] for i in range(ins["tokens_q"].shape[0])] if "tokens_q" in ins else []
     if frame.explicit:
         slot_q, *rows = rows
     else:
         slot_q = step.start_q + frame.offset + jax.lax.broadcasted_iota(jnp.int32, (1, 1, queries), 2)
     if not rows:
-        return core.kinds(slot_q, slot_k, period)
+        return core.kinds(slot_q, block_k, within, period)
     last = ins["tokens_k"].shape[0] - 1
     segments = columns(ins["tokens_k"][last : last + 1, :])[:, :1].reshape(blocks, period, 1)
-    return core.kinds(slot_q, slot_k, period, rows[0], segments)
+    return core.kinds(slot_q, block_k, within, period, rows[0], segments)
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -163,17 +163,19 @@ class _Problem:
         return jax.lax.fori_loop(past, stop, functools.partial(meet, past=False), carry)
 
     def kinds(self, row: jax.Array, tile: jax.Array, past: bool) -> Kinds:
-        slot_k = jnp.arange(self.block_k, dtype=jnp.int32).reshape(-1, self.period, 1)
+        within = jnp.arange(self.period, dtype=jnp.int32)[:, None]
         if past:
-            mark = slot_k % self.period == self.period - 1
+            mark = within == self.period - 1
             return Kinds(mark, mark, ~mark)
+        blocks = self.block_k // self.period
+        block_k = tile * blocks + jnp.arange(blocks, dtype=jnp.int32)[:, None, None]
         seg_q, seg_k = None, None
         if self.places.segments is not None:
             q, k = self.places.segments
             seg_q = self._spread(jax.lax.dynamic_slice_in_dim(q, row * self.block_q, self.block_q, 1))
             seg_k = jax.lax.dynamic_slice_in_dim(k, tile * self.block_k, self.block_k, 1)
             seg_k = seg_k.reshape(seg_k.shape[0], 1, -1, self.period, 1)
-        return core.kinds(self._spread(self.slots(row)), tile * self.block_k + slot_k, self.period, seg_q, seg_k)
+        return core.kinds(self._spread(self.slots(row)), block_k, within, self.period, seg_q, seg_k)
 
     def _spread(self, x: jax.Array) -> jax.Array:
         """What belongs to the queries of a row, [1 or B, block_q] -> [1 or B, 1, 1, 1, r]."""

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import string
 
+import numpy as np
 import pytest
 
 from jaxlm.core import registry
@@ -90,6 +91,17 @@ def pcfg(prompt):
     return stack.pop()
 
 
+def successor(prompt):
+    items, of = (numbers(part.split(), ",") for part in " ".join(prompt).split(" ? "))
+    ordered = sorted(set(items)) + ["end"]
+    answer = ordered[ordered.index(of[0]) + 1]
+    return [answer] if answer == "end" else list(str(answer))
+
+
+def sort_numbers(prompt):
+    return [*",".join(map(str, sorted(numbers(prompt, ","))))]
+
+
 # name -> (the answer, the length), both from the prompt's words
 ORACLES = {
     "copy_rsc": (lambda p: p if len(set(p)) == 1 else None, len),
@@ -105,10 +117,9 @@ ORACLES = {
     "summation": (lambda p: [str(sum(numbers(p, "+")) % 10)], lambda p: p.count("+") + 1),
     "polynomial": (polynomial, lambda p: p.count("**")),
     "sort_single": (lambda p: sorted(p, key=ORDER.index), len),
-    "sort_multi": (
-        lambda p: [*",".join(map(str, sorted(numbers(p, ","))))],
-        lambda p: p.count(",") + 1,
-    ),
+    "sort_multi": (sort_numbers, lambda p: p.count(",") + 1),
+    "successor": (successor, lambda p: p.count(",") + 1),
+    "mixture": (lambda p: successor(p) if "?" in p else sort_numbers(p), lambda p: p.count(",") + 1),
     "parity": (lambda p: ["no" if p.count("1") % 2 else "yes"], len),
     "lego": (lego, lambda p: p.count("=")),
     "scan": (scan, lambda p: len(scan(p))),
@@ -173,6 +184,59 @@ def test_addition_tests_every_pair_with_one_long_number():
     task = registry.get("task", "addition")(train_lengths=(2, 4), eval_lengths=(5, 6))
     pairs = {tuple(len(n) for n in "".join(prompt_of(task, task.at(6, i))).split("+")) for i in range(300)}
     assert pairs == {(6, n) for n in range(2, 7)} | {(n, 6) for n in range(2, 7)}
+
+
+def test_reversed_addition_is_addition_read_backwards():
+    plain = registry.get("task", "addition")()
+    task = dataclasses.replace(plain, reverse=True)
+    for i in range(50):
+        for one, other in ((task[i], plain[i]), (task.at(12, i), plain.at(12, i))):
+            a, b = "".join(prompt_of(task, one)).split("+")
+            assert f"{a[::-1]}+{b[::-1]}" == "".join(prompt_of(plain, other))
+            answer = "".join(task.decode(one.target)[:-1])
+            assert int(answer[::-1]) == int(a[::-1]) + int(b[::-1])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_coupled_digits_of_equal_weight_share_a_place(reverse):
+    task = registry.get("task", "addition")(reverse=reverse, coupled=True, max_start=6)
+    plain = dataclasses.replace(task, coupled=False)
+    starts = []
+    for i in range(300):
+        for example, training in ((task[i], True), (task.at(13, i % 100), False)):
+            words, start = task.decode(example.tokens), int(example.places[0])
+            assert training or start == 0
+            starts += [start] * training
+            ids = [[]]  # of each number's digits
+            for word, place in zip(words[:-1], example.places.tolist(), strict=False):
+                if word.isdigit():
+                    ids[-1].append(place - start)
+                else:
+                    assert place == start
+                    ids += [[]]
+            first, second, answer = [n for n in ids if n]
+            for number in (first, second, answer):
+                rising = list(range(1, len(number) + 1))
+                assert number == (rising if reverse else rising[::-1])
+    assert set(starts) == set(range(7))
+    assert all((task[i].tokens == plain[i].tokens).all() for i in range(20))
+    assert plain[0].places is None
+
+
+def test_a_mixture_draws_by_weight_and_evaluates_the_first():
+    mixture = registry.get("task", "mixture")
+    own = {"train_lengths": (5, 10), "eval_lengths": (11, 20), "size": 4000}
+    small = {"least": 0, "below": 50}
+    parts = [{"task": {"name": name, "args": {"numbers": small}}} for name in ("sort_multi", "successor")]
+    task = mixture(parts=({**parts[0], "weight": 3.0}, {**parts[1], "weight": 1.0}), **own)
+    prompts = [prompt_of(task, task[i]) for i in range(4000)]
+    assert abs(np.mean(["?" in p for p in prompts]) - 0.25) < 0.03  # 4 standard deviations
+    assert {p.count(",") + 1 for p in prompts} == set(range(5, 11))
+    assert {n for p in prompts for n in numbers(" ".join(p).split(" ? ")[0].split(), ",")} == set(range(50))
+    assert not any("?" in prompt_of(task, task.at(length, i)) for length in (5, 20) for i in range(50))
+    alone = mixture(parts=(parts[0], {**parts[1], "weight": 0.0}), **own)
+    assert alone.vocabulary == task.vocabulary
+    assert not any("?" in prompt_of(alone, alone[i]) for i in range(200))
 
 
 # Worked steps, written once more as text templates after the authors' code, each as five parts: input, computation,

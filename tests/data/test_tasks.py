@@ -18,10 +18,13 @@ NAMES = sorted(registry.methods("task"))
 def forms(name):
     """The task as it comes, and showing its work if it can."""
     task = registry.get("task", name)()
-    return [task] + ([show_work(task)] if hasattr(task, "scratchpad") else [])
+    return [task] + ([show_work(task)] if hasattr(task, "scratchpad") or hasattr(task, "parts") else [])
 
 
 def show_work(task):
+    if hasattr(task, "parts"):
+        first, *others = task.parts
+        return dataclasses.replace(task, parts=(dataclasses.replace(first, task=show_work(first.task)), *others))
     return dataclasses.replace(task, scratchpad=dataclasses.replace(task.scratchpad, enabled=True))
 
 
@@ -100,7 +103,8 @@ def test_no_symbol_is_also_a_word(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_is_used(name):
-    words = {word for task in forms(name) for i in range(80) for word in task.decode(task.at(15, i).tokens)}
+    examples = [(task, e) for task in forms(name) for i in range(80) for e in (task.at(15, i), task[i])]
+    words = {word for task, example in examples for word in task.decode(example.tokens)}
     assert words == set(forms(name)[0].vocabulary) - {"<pad>"}
 
 
@@ -206,6 +210,14 @@ def test_batch_layout():
         pad_batch([short, long], 5)
 
 
+def test_batch_of_examples_with_places():
+    tokens = np.array([BOS, 7, SEP, 9, EOS], np.int32)
+    given = Example(tokens, prompt_length=3, length=1, places=np.array([2, 3, 2, 3, 2], np.int32))
+    np.testing.assert_array_equal(pad_batch([given], 6)["position_ids"], [[2, 3, 2, 3, 0, 0]])
+    with pytest.raises(ConfigError, match="example 1 has no places"):
+        pad_batch([given, dataclasses.replace(given, places=None)], 6)
+
+
 def test_the_streams_are_pinned():
     """Published results name a seed: the data behind it may not change with a release."""
     task = registry.get("task", "reverse_mc")(seed=3)
@@ -222,6 +234,12 @@ def test_the_streams_are_pinned():
         ("lego", {"eval_lengths": (11, 30)}, r"variables: allowed 30 .* to 52"),
         ("pcfg", {"max_argument": 13}, r"max_argument: allowed 1\.\.max_value \(12\), got 13"),
         ("sort_multi", {"scratchpad": {"enabled": True}}, "no intermediate variables; set variables=False"),
+        ("sort_multi", {"numbers": {"least": 5, "below": 5}}, r"0 <= least < below < 2\*\*63, got 5 and 5"),
+        ("addition", {"scratchpad": {"enabled": True}, "reverse": True}, "set reverse and coupled to False"),
+        ("addition", {"coupled": True, "max_start": -1}, "max_start: expected an integer >= 0, got -1"),
+        ("mixture", {"parts": ()}, "parts: expected at least one task"),
+        ("mixture", {"parts": ({"weight": 0.0}, {"weight": 1.0})}, "the first above it"),
+        ("mixture", {"parts": ({"task": {"name": "addition", "args": {"coupled": True}}},)}, "cannot be mixed"),
         ("parity", {"scratchpad": {"enabled": True, "inputs": False}}, "did you mean 'input'"),
     ],
 )

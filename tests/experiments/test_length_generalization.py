@@ -14,6 +14,7 @@ from jaxlm.core import config as configs
 from jaxlm.core.config import make
 from jaxlm.core.errors import ConfigError
 from jaxlm.mixer.attention import Attention
+from jaxlm.mixer.path import Path
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.learned import Learned
 from jaxlm.train.optimizer import Optimizer
@@ -52,6 +53,21 @@ def test_a_row_for_each_task_position_seed_and_length(finished):
     assert np.mean([r.exact_match for r in rows if r.length <= 3]) > 0.5, "the toy must have learned something"
     provenance = json.loads((folder / "provenance.json").read_text())[0]
     assert {"command", "commit", "hardware", "versions", "seconds"} <= set(provenance)
+
+
+def test_tasks_and_encodings_of_other_kinds(tmp_path):
+    """Abacus embeddings, coupled positions, another mixer, and a mixture beside its main task alone, under labels."""
+    lengths = {"train_lengths": (1, 2), "eval_lengths": (3, 4)}
+    addition = make("task", {"name": "addition", "args": {"reverse": True, "max_start": 5, **lengths}})
+    coupled = study.Encoding("coupled", Learned(size=11), coupled=True)
+    others = (study.Encoding("abacus", "abacus"), study.Encoding("path", mixer=Path(heads=4)))
+    model = dataclasses.replace(toy().model, vocab_size=27)
+    one = toy(studies=(study.Study(addition, 2, "sums"),), encodings=(*others, coupled), model=model, seeds=(0,))
+    assert {(r.task, r.position) for r in study.run(one, tmp_path)} == {
+        ("sums", label) for label in ("abacus", "path", "coupled")
+    }
+    with pytest.raises(ConfigError, match="'coupled' represents 10 positions; the longest test example has 11"):
+        dataclasses.replace(one, encodings=(dataclasses.replace(coupled, position=Learned(size=10)),))
 
 
 def test_an_interrupted_study_continues_and_ends_the_same(finished, tmp_path):
@@ -111,6 +127,9 @@ def test_exact_match_is_that_of_greedy_decoding():
         (lambda c: {"encodings": (study.Encoding("a", Learned(size=8)),)}, ("'a'", "8 positions")),
         (lambda c: {"encodings": c.encodings + c.encodings}, ("labels must differ",)),
         (lambda c: {"seeds": (1, 1)}, ("distinct seeds",)),
+        (lambda c: {"studies": c.studies * 2}, ("RunConfig.studies: labels must differ",)),
+        (lambda c: {"encodings": (study.Encoding("a", coupled=True),)}, ("'a'", "'copy_rsc' gives no positions")),
+        (lambda c: {"encodings": ({"label": "a", "position": "rotary", "mixer": "path"},)}, ("'a'", "of its own")),
     ],
 )
 def test_a_study_that_cannot_work_is_refused_in_one_line(change, words):
@@ -143,10 +162,10 @@ def test_reciprocal_ranks_and_table():
         for seed in (0, 1)
         for length in (5, 15)
     ]
-    lengths = report.split_lengths(rows, [task])
+    lengths = report.split_lengths(rows, {"copy_rsc": task})
     ranked = report.reciprocal_ranks(rows, lengths, ["none", "alibi", "rotary"])
     assert ranked == {"none": [1.0, 1.0], "alibi": [0.5, 0.5], "rotary": [1 / 3, 1 / 3]}
-    lines = report.table(rows, ["none", "alibi", "rotary"], [task]).splitlines()
+    lines = report.table(rows, ["none", "alibi", "rotary"], {"copy_rsc": task}).splitlines()
     none = next(line for line in lines if line.startswith("  none")).split()
     assert none == ["none", "1.000", "0.900", "(0.90-0.90)", "0.000", "0.986"]
 
@@ -162,6 +181,6 @@ def test_replotting_needs_results_and_names_a_foreign_file(tmp_path):
 def test_figures_are_drawn_from_the_results(finished, tmp_path):
     pytest.importorskip("matplotlib")
     _, rows = finished
-    text = report.write(rows, tmp_path, ["none", "rotary"], [toy().studies[0].task])
+    text = report.write(rows, tmp_path, ["none", "rotary"], {"copy_rsc": toy().studies[0].task})
     for name in ("curves.png", "heat_maps.png"):
         assert name in text and (tmp_path / name).read_bytes()[:4] == b"\x89PNG"

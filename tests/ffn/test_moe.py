@@ -18,7 +18,7 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.ffn.base import AUXILIARY_LOSS, linear
 from jaxlm.ffn.moe import Moe
 from jaxlm.ffn.router import Router
-from jaxlm.model import decoder
+from jaxlm.model import decoder, layers
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group
@@ -186,7 +186,7 @@ def test_reports_are_means_over_the_layers_that_report():
     scanned = aux(spec, p)
     close(aux(spec, decoder.unstack(p)), scanned, 1e-6)
     close(aux(dataclasses.replace(spec, remat="none"), p), scanned, 1e-6)
-    blocks, found = [(b, q) for b, q in decoder._walk(spec, p)], []
+    blocks, found = [(b, q) for b, q in layers._walk(spec, p)], []
     x = p["embed"]["table"][tokens]
     for block, q in blocks:
         one = jit(lambda q, x, block=block: decoder.apply_block(block, q, x, CONTEXT, None, rate=0.0, multiplier=1.0))

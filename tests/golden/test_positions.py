@@ -1,4 +1,4 @@
-"""Golden vectors of position encodings: rotary tables and rotations, ALiBi, T5's bias, sinusoids, masks.
+"""Golden vectors of position encodings: rotary tables and rotations, scalings, biases, temperatures, sinusoids, masks.
 
 Shapes and settings come from the files; the tolerances are those of the README beside them.
 """
@@ -14,13 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.attention.mask import Anchor, Causal, Lambda, Segments, Window, dense
+from jaxlm.core.types import Dims
 from jaxlm.interop import rope
 from jaxlm.interop.config import Config
 from jaxlm.ops.landmark import landmark_attention
 from jaxlm.position.alibi import Alibi, slopes
+from jaxlm.position.fire import Fire, normalised
+from jaxlm.position.kerple import Kerple
+from jaxlm.position.log_n import LogN
 from jaxlm.position.rotary import Rotary
+from jaxlm.position.scaling.clex import Clex
+from jaxlm.position.scaling.linear import Linear
+from jaxlm.position.scaling.power import Power
+from jaxlm.position.scaling.truncated import Truncated
 from jaxlm.position.sinusoidal import Sinusoidal
 from jaxlm.position.t5_bias import T5Bias, bucket
+from jaxlm.position.temperature import Temperature
+from jaxlm.position.xpos import XPos
 from pallas_kernels.landmark_attention.reference import grouped_softmax
 from tests.tiny import jit
 
@@ -62,7 +72,7 @@ def test_rope(golden):
         config = json.loads(data["config_json"].tobytes())
         rotary, width = scaled(config), config["head_dim"]
         amplitude = 1.0 if rotary.scaling is None else rotary.scaling.amplitude()
-        frequencies = jit(lambda length, rotary=rotary, width=width: rotary.frequencies(width, length))
+        frequencies = jit(lambda length, rotary=rotary, width=width: rotary.frequencies({}, width, length))
         if "inv_freq" in data:  # a real model's, without tables
             close(frequencies(1), data["inv_freq"], rtol=3e-6, atol=0)
             close(amplitude, data["attention_scaling"], rtol=1e-6, atol=0)
@@ -95,7 +105,7 @@ def test_rope_follows_the_length_and_nothing_else(golden):
         longest = 0
         for length, expected in zip(data["calls"], data["inv_freq_after_call"], strict=True):
             longest = 0 if length < rotary.scaling.original else max(longest, int(length))
-            close(rotary.frequencies(2 * len(expected), longest), expected, rtol=3e-6, atol=0)
+            close(rotary.frequencies({}, 2 * len(expected), longest), expected, rtol=3e-6, atol=0)
 
 
 def test_rope_interleaved(golden):
@@ -158,6 +168,137 @@ def test_t5_bias(golden):
             q = jnp.zeros((1, 1, table.shape[1], 2))
             tile = encoding.bias({"table": jnp.asarray(table)}, q, q, at, at).tile(at[:, length - queries :], at)
             np.testing.assert_array_equal(tile[0], data[f"bias_{kind}"])
+
+
+def causal_tile(bias, length: int) -> np.ndarray:
+    """A bias over a whole row, [H, length, length], 0 ahead of the query."""
+    at = whole_numbers(length)
+    return np.tril(np.asarray(jit(lambda bias, at: bias.tile(at, at))(bias, at))[0])
+
+
+def heads_of(count: int) -> jnp.ndarray:
+    """A query that says no more than how many heads there are."""
+    return jnp.zeros((1, 1, count, 2))
+
+
+def test_kerple(golden):
+    for data in files(golden, "kerple"):
+        q, found = heads_of(int(data["heads"])), re.compile("bias_(.+)_causal")
+        kernels = [match[1] for key in data if (match := found.fullmatch(key))]
+        assert kernels
+        for kernel in kernels:
+            encoding = Kerple(kernel=kernel)
+            p = {name: jnp.asarray(data[f"{kernel}_{name}"]) for name in encoding.params(Dims(width=1, heads=2))}
+            bias = encoding.bias(p, q, q, jnp.zeros(()), jnp.zeros(()))
+            close(causal_tile(bias, int(data["length"])), np.tril(data[f"bias_{kernel}_causal"]))
+
+
+def test_fire(golden):
+    """All but the last offset, the same for all keys of a head, which ours leaves out."""
+    for data in files(golden, "fire"):
+        length, heads = len(data["norm_distance"]), len(data["b2"])
+        encoding = Fire(hidden=data["w1"].shape[1], length=float(data["L"]))
+        p = {name: jnp.asarray(data[name]) for name in ("b1", "w2")}
+        p |= {"w1": jnp.asarray(data["w1"][0]), "c": jnp.float32(data["c"]), "length": jnp.float32(1)}
+        assert set(p) == set(encoding.params(Dims(width=1, heads=heads)))
+        q = heads_of(heads)
+        bias = encoding.bias(p, q, q, jnp.zeros(()), jnp.zeros(()))
+        expected = np.tril(data["bias_lower_triangle"] - data["b2"][:, None, None])
+        close(causal_tile(bias, length), expected)
+        at = whole_numbers(length)[0]
+        distance = normalised(p["c"], jnp.float32(data["L"]), at[:, None], at[None])
+        close(np.tril(distance), np.tril(data["norm_distance"]))
+
+
+def test_xpos(golden):
+    for data in files(golden, "xpos"):
+        q, k = (data[name].transpose(0, 2, 1, 3) for name in ("q", "k"))
+        encoding, at = XPos(base=10_000.0, scale_base=float(data["scale_base"])), whole_numbers(q.shape[1])
+        ((q_rot, k_rot, region),) = encoding.views({}, jnp.asarray(q), jnp.asarray(k), at, at, None)
+        assert region is None
+        for name, turned in (("q", q_rot), ("k", k_rot)):
+            close(turned.transpose(0, 2, 1, 3), data[f"{name}_rot"])
+        close(np.einsum("blhk,bthk->bhlt", q_rot, k_rot), data["logits_unscaled"])
+
+
+def clex(name: str, data: dict[str, np.ndarray]) -> tuple[Clex, dict[str, jax.Array], float, int]:
+    """The scaling of a file, its parameters, base and rotated width; the second word of the name is the activation."""
+    pairs, hidden = data["up_proj"].shape
+    scaling = Clex(
+        original=int(data["max_position_embeddings"]),
+        max_factor=int(data["max_factor"]),
+        param_factor=hidden // (2 * pairs),
+        activation=name.split("_")[1],
+        step=float(data["time_dt"]),
+        reference_base=True,
+    )
+    p = {"up": jnp.asarray(data["up_proj"]), "down": jnp.asarray(data["down_proj"])}
+    return scaling, p, float(data["base"]), 2 * pairs
+
+
+def test_clex(golden):
+    """The equation, its solution at whole and broken times, and the tables of every length."""
+    found = sorted((golden / "positions").glob("clex_*.npz"))
+    assert found
+    for path in found:
+        data = dict(np.load(path))
+        scaling, p, base, width = clex(path.stem, data)
+        plain = scaling.frequencies(p, base, width, None)
+        close(plain, data["inv_freq0"], rtol=3e-6, atol=0)
+        slope = jit(lambda p, x, t, scaling=scaling, base=base: scaling.derivative(p, base, x, t))
+        for t, expected in zip(data["rhs_t"], data["rhs_at_log_inv_freq"], strict=True):
+            close(slope(p, jnp.log(data["inv_freq0"]), t), expected)
+        at_length = jit(lambda p, n, s=scaling, base=base, width=width: s.frequencies(p, base, width, n))
+        lengths = (data["t_grid"] * scaling.original).astype(np.int32)
+        for key in ("freq_at_t", "freq_at_t_float64"):
+            close(at_length(p, lengths), data[key], rtol=5e-5, atol=0)
+        at_time = jit(lambda p, t, s=scaling, base=base, width=width: s.at(p, base, width, t))
+        for t, expected in zip(data["t_train"], data["freq_train"], strict=True):
+            close(at_time(p, t), expected, rtol=5e-5, atol=0)
+        at_rest = {**p, "down": jnp.zeros_like(p["down"])}
+        close(at_length(at_rest, lengths), data["freq_zero_init"], rtol=5e-5, atol=0)
+        rotary = Rotary(base=base, scaling=scaling)
+        for key in (key for key in data if key.startswith("cos_len")):
+            length = len(data[key])
+            ones = jnp.tile(jnp.concatenate((jnp.ones(width // 2), jnp.zeros(width // 2))), (1, length, 1, 1))
+            turned = jit(lambda p, x, at, rotary=rotary: rotary.rotate(p, x, at, None))(p, ones, whole_numbers(length))
+            expected = np.concatenate((data[key][:, : width // 2], data[f"sin{key[3:]}"][:, : width // 2]), -1)
+            difference = np.abs(np.asarray(turned)[0, :, 0] - expected).max(-1)
+            assert (difference <= 1e-5 + 5e-5 * np.arange(length)).all(), (path.stem, key, difference.max())
+
+
+def test_giraffe(golden):
+    """Each basis by itself, and the truncated one over the linear one."""
+    for data in files(golden, "giraffe_bases"):
+        width, length = 2 * len(data["freq_none"]), int(data["truncate_length"])
+        rules = {
+            "freq_none": Power(exponent=0.0),
+            "freq_linear4": Linear(4.0),
+            "freq_linear16": Linear(16.0),
+            "freq_power01": Power(exponent=0.1),
+            "freq_power05": Power(exponent=0.5),
+            "freq_trunc": Truncated(original=length),
+            "freq_trunc_linear4": Truncated(Linear(4.0), original=length),
+        }
+        assert set(rules) <= set(data)
+        for name, rule in rules.items():
+            close(rule.frequencies({}, 10_000.0, width, None), data[name], rtol=3e-6, atol=0)
+
+
+def test_attention_temperature(golden):
+    for data in files(golden, "attention_temperature"):
+        at, original = jnp.asarray(data["positions"])[None], int(data["logn_train_length"])
+        llama4 = Temperature(rate=float(data["llama4_attn_scale"]), step=int(data["llama4_floor_scale"]))
+        rules = {
+            "llama4_scale": llama4,
+            "clex_log_scale": LogN("none", original=original, least=0.0),
+            "selfextend_logn": LogN("none", original=original),
+        }
+        for name, rule in rules.items():
+            q = jnp.ones((1, at.shape[1], 2, 3))
+            ((q, k, _),) = jit(lambda q, rule=rule, at=at: rule.views({}, q, q, at, at, None))(q)
+            close(q[0, :, 1, 2], data[name], rtol=1e-6, atol=1e-7)
+            close(k, np.ones(k.shape), rtol=0, atol=0)
 
 
 def test_sinusoidal(golden):

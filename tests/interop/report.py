@@ -3,7 +3,8 @@
     python -m tests.interop.report [folder]
 
 Writes table.txt and results.json into ``results/families`` (or the folder). Per family the largest difference over its
-recorded cases, all tokens and all logits; float32 against float32, logits of deviation about 1.5.
+recorded cases, all tokens and all logits; float32 against float32, logits of deviation about 1.5. And which position
+encodings and rotary scalings its models have.
 """
 
 from __future__ import annotations
@@ -26,9 +27,24 @@ from tests.tiny import jit
 FOLDER = ROOT / "results" / "families"
 
 
-def differences() -> dict[str, dict[str, float]]:
-    """The largest logit difference of every case, by family."""
+def encodings(spec: jaxlm.ModelSpec) -> set[str]:
+    """Registered names of the position encodings of a model's layers, and of their rotary scalings."""
+    found = set()
+    for group in spec.layers:
+        for block in group.pattern:
+            position = getattr(block.mixer, "position", None)
+            while position is not None:
+                found.add(registry.name_of("position", position))
+                if scaling := getattr(position, "scaling", None):
+                    found.add(registry.name_of("rotary_scaling", scaling))
+                position = getattr(position, "inner", None)
+    return found
+
+
+def differences() -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
+    """The largest logit difference of every case, by family; and each family's encodings."""
     out: dict[str, dict[str, float]] = {name: {} for name in registry.methods("family")}
+    used: dict[str, set[str]] = {name: set() for name in out}
     for name in CASES:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -37,9 +53,10 @@ def differences() -> dict[str, dict[str, float]]:
         call = jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
         logits = np.asarray(call(params, expected["input_ids"]))
         kind = json.loads((DATA / name / "config.json").read_text())["model_type"]
+        used[kind] |= encodings(model.spec)
         out[kind][name] = float(np.abs(logits - expected["logits"]).max())
         print(f"{name:<24} {out[kind][name]:.1e}", file=sys.stderr, flush=True)
-    return out
+    return out, {name: sorted(names) for name, names in sorted(used.items())}
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -53,7 +70,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def main(folder: Path) -> None:
-    record = {**provenance.collect(), "largest_logit_difference": (found := differences())}
+    found, used = differences()
+    record = {**provenance.collect(), "largest_logit_difference": found, "encodings": used}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.txt").write_text(table(found), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from jaxlm.core.mask import Mask
 from jaxlm.ops.block_map import block_map
 from pallas_kernels.block_sparse_attention import call, mosaic_gpu, triton, xla
 from pallas_kernels.block_sparse_attention.core import Options, Request
+from pallas_kernels.landmark_attention import triton as landmark
 
 HOPPER = Request("gpu", "NVIDIA H200", "bfloat16", 1, 4, 2, 64, 64, 256, 256, 128, 128)
 
@@ -52,6 +53,23 @@ def test_serves_what_it_is_for(backend: Any) -> None:
 )
 def test_refuses_with_a_reason(backend: Any, changes: dict[str, Any], words: str) -> None:
     assert words in (backend.supports(dataclasses.replace(HOPPER, **changes)) or "served")
+
+
+@pytest.mark.parametrize(
+    "period, changes, words",
+    [
+        (64, {"platform": "cpu"}, "needs a GPU, not cpu"),
+        (64, {"dtype": "float64"}, "dtype float64"),
+        (64, {"width": 256}, "head size 256 is over 128"),
+        (51, {}, "blocks of 51 slots, of bfloat16: registers hold those of 16 or 32 or 64"),
+        (128, {}, "blocks of 128 slots"),
+        (32, {"dtype": "float32"}, "blocks of 32 slots, of float32"),
+    ],
+)
+def test_refusals_of_landmark_attention_have_their_reason(period: int, changes: dict[str, Any], words: str) -> None:
+    for served in ({}, {"dtype": "float32"}, {"width": 128, "value_width": 128}):
+        assert landmark.supports(dataclasses.replace(HOPPER, **served), 64) is None
+    assert words in (landmark.supports(dataclasses.replace(HOPPER, **changes), period) or "served")
 
 
 def results(backend: Any, options: Options, mask: Mask, lengths: tuple[int, int], heads: tuple[int, int], **sizes: Any):

@@ -59,6 +59,11 @@ CASES = [
     Case("mla", LATENT),
     Case("mla", {**LATENT, "q_rank": 7, "bias": True, "scale": 0.7, "mask": {"name": "window", "args": {"size": 4}}}),
     Case("mla", {**LATENT, "position": {"name": "t5_bias", "args": {"buckets": 6}}}),
+    Case("path", {"heads": 4, "kv_heads": 2, "rank": 3, "block": 2, "gate": "logits", "soft_cap": 3.0}),
+    Case("path", {"heads": 4, "rank": 0, "block": 4, "conv": 4, "gate": "products", "qk_norm": "rms"}),
+    Case("path", {"heads": 4, "conv": 1, "position": {"name": "learned", "args": {"size": 20}}}),
+    Case("lssa", {"heads": 4, "kv_heads": 2, "position": ROTARY, "block": 4, "soft_cap": 3.0}),
+    Case("lssar", {"heads": 4, "position": "alibi", "mask": {"name": "window", "args": {"size": 4}}, "power": 3.0}),
 ]
 
 

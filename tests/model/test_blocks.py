@@ -13,7 +13,7 @@ from jaxlm import ffn, norm
 from jaxlm.core import registry
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Context, Dims
-from jaxlm.model import decoder
+from jaxlm.model import decoder, layers
 from jaxlm.model.spec import Block
 from jaxlm.ops.activation import ACTIVATIONS
 from tests.tiny import close, draw_params, jit, params_of, tiny, tokens_of
@@ -138,7 +138,7 @@ def test_placements_and_residual_forms(placement, residual):
         placement=placement,
         residual=residual,
     )
-    p = draw_params(decoder._block_specs(block, Dims(width=16)))
+    p = draw_params(layers.block_specs(block, Dims(width=16)))
     used = {"mixer", "ffn"}
 
     def normed(name, x):

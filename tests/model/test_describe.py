@@ -41,7 +41,7 @@ def test_a_window_bounds_the_keys_that_count():
     assert difference == 4 * 4 * 4 * 4
     chunks = tiny({"mask": {"name": "chunked", "args": {"size": 8}}}, repeats=1)
     assert forward_flops(window(8), 100) - forward_flops(chunks, 100) == 4 * 4 * 4 * (8 - 9 / 2)
-    causal, both = tiny(repeats=1), tiny({"mask": "bidirectional"}, repeats=1)
+    causal, both = tiny(repeats=1), tiny({"mask": "bidirectional", "position": "alibi"}, repeats=1)
     assert forward_flops(both, 100) - forward_flops(causal, 100) == 4 * 4 * 4 * (100 - 101 / 2)
     spec = window(8)
     layers = Group(spec.layers[0].pattern, 2, (("0.mixer.mask.size", (4, 8)),))

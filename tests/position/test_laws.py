@@ -66,7 +66,11 @@ class Case:
     args: dict[str, Any]
     relative: bool
     length: int | None = None  # declared to encodings that depend on it
+    counts: bool = False  # along the row, so that slots must be in the order of positions
 
+
+LINEAR = {"name": "linear", "args": {"factor": 3.0}}
+CLEX = {"name": "rotary", "args": {"base": 9.0, "scaling": {"name": "clex", "args": {"original": 8, "max_factor": 3}}}}
 
 CASES = [
     Case("none", {}, relative=True),
@@ -79,7 +83,7 @@ CASES = [
     Case("rotary", {"base": 50.0, "scaling": {"name": "dynamic", "args": {"original": 8}}}, True, length=20),
     Case("rotary", {"base": 50.0, "scaling": {"name": "yarn", "args": {"factor": 3.0, "original": 64}}}, True),
     Case("rotary", {"scaling": {"name": "longrope", "args": {"long": (2.0, 3.0), "original": 8}}}, True, length=20),
-    Case("rotary", {"base": 50.0, "scaling": {"name": "llama3", "args": {"original": 16}}}, relative=True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "llama3", "args": {"factor": 8.0, "original": 16}}}, True),
     Case("rotary", {"base": 50.0, "scaling": {"name": "proportional", "args": {"proportion": 0.5}}}, relative=True),
     Case("alibi", {}, relative=True),
     Case("alibi", {"max": 5.0, "multiplier": 0.5}, relative=True),
@@ -88,7 +92,32 @@ CASES = [
     Case("randomized", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "max_position": 40}, relative=True),
     Case("randomized", {"inner": {"name": "learned", "args": {"size": 40}}, "max_position": 40}, relative=False),
     Case("temperature", {"inner": "rotary", "rate": 0.5, "step": 3}, relative=False),
+    Case("relative_skew", {"distances": 7}, relative=True),
+    Case("cope", {"positions": 5}, relative=True, counts=True),
+    Case("forgetting", {}, relative=True, counts=True),
+    Case("forgetting", {"inner": {"name": "rotary", "args": {"base": 50.0}}}, relative=True, counts=True),
+    Case("self_extend", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "window": 4, "group": 3}, relative=False),
+    Case("lm_infinite", {"local": 4, "sinks": 2, "limit": 5}, relative=True),
+    Case("lm_infinite", {"inner": "alibi", "local": 4, "sinks": 2, "limit": 5}, relative=True),
+    Case("streaming", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "sinks": 2, "window": 4}, relative=False),
+    Case("streaming", {"sinks": 0}, relative=True),
+    Case("abacus", {"digit_ids": (2, 3, 5, 7, 8, 11), "size": 30, "max_offset": 9}, relative=True, counts=True),
+    Case("abacus", {"inner": {"name": "rotary", "args": {"base": 50.0}}, "max_offset": 5}, relative=True, counts=True),
     Case("two_views", {}, relative=False),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "ntk", "args": {"factor": 3.0}}}, relative=True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "power", "args": {"exponent": 0.3, "inner": LINEAR}}}, True),
+    Case("rotary", {"base": 50.0, "scaling": {"name": "truncated", "args": {"original": 9}}}, relative=True),
+    Case("rotary", {"base": 9.0, "scaling": {"name": "clex", "args": {"original": 8, "step": 0.3}}}, True, length=20),
+    Case("kerple", {}, relative=True),
+    Case("kerple", {"kernel": "power"}, relative=True),
+    Case("fire", {"hidden": 6, "length": 8.0}, relative=False),
+    Case("sandwich", {"width": 6, "base": 50.0}, relative=True),
+    Case("xpos", {"base": 50.0, "scale_base": 16.0}, relative=True),
+    Case("log_n", {"inner": {"name": "learned", "args": {"size": 40, "std": 0.5}}, "original": 4}, relative=False),
+    Case("log_n", {"inner": "alibi", "original": 4, "least": 0.0, "count": "length"}, relative=True, length=20),
+    Case("ssmax", {"inner": "kerple"}, relative=False),
+    Case("temp_scale", {"inner": {"name": "fire", "args": {"length": 4.0}}, "tau": 0.6}, relative=False),
+    Case("temp_scale", {"inner": CLEX, "factor": 4.0}, relative=True, length=20),
 ]
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{len(case.args)}")
@@ -194,7 +223,7 @@ def test_shifted_positions(case):
         assert np.abs(there - here).max() > 1e-2
 
 
-@every
+@pytest.mark.parametrize("case", [case for case in CASES if not case.counts], ids=lambda case: case.name)
 def test_the_order_of_slots_means_nothing(case):
     """Tokens carry their positions: shuffled together, over the row or within pieces, they give the shuffled logits."""
     spec, params, call = model(case)

@@ -115,7 +115,8 @@ def child(fault: str, folder: Path) -> None:
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == (0 if fault.startswith("full") else -signal.SIGKILL), ran.stderr
     if fault.startswith("full"):
-        assert len(ran.stderr.splitlines()) == 1 and "saving step 3 failed, the steps before it stay" in ran.stderr
+        (line,) = ran.stderr.splitlines()
+        assert "saving step 3 failed, the steps before it stay" in line
 
 
 def child_main(fault: str, folder: Path) -> None:

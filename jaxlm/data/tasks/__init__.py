@@ -1,6 +1,7 @@
 """The slot ``task``: sequence-to-sequence problems whose length can be extrapolated (`base` has the contract).
 
-The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization", and retrieval.
+The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization", retrieval, and
+what task hinting mixes with sorting.
 """
 
 METHODS = {
@@ -23,4 +24,6 @@ METHODS = {
     "scan": "scan:Scan",
     "pcfg": "pcfg:Pcfg",
     "passkey": "passkey:Passkey",
+    "successor": "successor:Successor",
+    "mixture": "mixture:Mixture",
 }

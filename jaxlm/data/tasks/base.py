@@ -35,11 +35,13 @@ class Example:
     """One encoded example: ``tokens`` int32 [T] is ``<bos> prompt <sep> target <eos>``.
 
     ``prompt_length`` counts the tokens up to and including ``<sep>``; ``length`` is the task's measure (digits, items).
+    ``places`` int32 [T] is what a position encoding looks up for each token where the task says so, else None.
     """
 
     tokens: np.ndarray
     prompt_length: int
     length: int
+    places: np.ndarray | None = None
 
     @property
     def target(self) -> np.ndarray:
@@ -82,9 +84,26 @@ class Task(Spec, abc.ABC):
     def sample(self, rng: np.random.Generator, length: int) -> tuple[list[str], list[str]]:
         """Draws one (prompt, target) of exactly ``length``, as words."""
 
+    def sample_training(self, rng: np.random.Generator, length: int) -> tuple[list[str], list[str]]:
+        """As `sample`, for the training stream, where that differs."""
+        return self.sample(rng, length)
+
+    def places(
+        self, prompt: Sequence[str], target: Sequence[str], rng: np.random.Generator | None
+    ) -> Sequence[int] | None:
+        """What a position encoding looks up for each token of the encoded example; None leaves it the plain positions.
+
+        ``rng`` is given in training alone.
+        """
+        return None
+
     @abc.abstractmethod
     def tokens_bound(self, length: int) -> int:
         """The most tokens an encoded example of ``length`` has, specials included; what a batch is padded to."""
+
+    def places_bound(self, length: int) -> int:
+        """How many places a position encoding has to know for examples of ``length``: one more than the greatest."""
+        return self.tokens_bound(length) - 1
 
     @functools.cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -113,7 +132,9 @@ class Task(Spec, abc.ABC):
         """Training example ``index``, its length uniform over ``train_lengths``. IndexError outside 0..size-1."""
         rng = self._generator(_TRAIN, 0, index)
         low, high = self.train_lengths
-        return self._example(rng, int(rng.integers(low, high + 1)))
+        length = int(rng.integers(low, high + 1))
+        prompt, target = self.sample_training(rng, length)
+        return self._example(prompt, target, length, rng)
 
     def at(self, length: int, index: int) -> Example:
         """Evaluation example ``index`` of exactly ``length``, from a stream that training never sees.
@@ -125,7 +146,8 @@ class Task(Spec, abc.ABC):
         high = max(self.train_lengths[1], self.eval_lengths[1])
         if not low <= length <= high:
             raise IndexError(f"{type(self).__name__}.at: length {length} is outside {low}..{high}")
-        return self._example(self._generator(_EVAL, length, index), length)
+        prompt, target = self.sample(self._generator(_EVAL, length, index), length)
+        return self._example(prompt, target, length, None)
 
     @staticmethod
     def exact_match(example: Example, output_ids: Sequence[int] | np.ndarray) -> bool:
@@ -155,10 +177,10 @@ class Task(Spec, abc.ABC):
         # The low 128 bits of the counter are left to the draws of this one example.
         return np.random.Generator(np.random.Philox(key=self.seed << 64 | stream, counter=index << 192 | length << 128))
 
-    def _example(self, rng: np.random.Generator, length: int) -> Example:
-        prompt, target = self.sample(rng, length)
+    def _example(self, prompt: list[str], target: list[str], length: int, rng: np.random.Generator | None) -> Example:
         tokens = self.encode((SPECIALS[BOS], *prompt, SPECIALS[SEP], *target, SPECIALS[EOS]))
-        return Example(tokens, prompt_length=len(prompt) + 2, length=length)
+        places = self.places(prompt, target, rng)
+        return Example(tokens, len(prompt) + 2, length, None if places is None else np.asarray(places, np.int32))
 
 
 def encoded_length(prompt: Sequence[str], target: Sequence[str]) -> int:

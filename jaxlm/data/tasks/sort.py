@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxlm.core.config import require
 from jaxlm.data.tasks.base import ALPHABET, alphabet, encoded_length, require_symbols
-from jaxlm.data.tasks.scratchpad import MARKERS, Scratchpad, ScratchpadTask, Step, digits
+from jaxlm.data.tasks.numbers import Numbers, write
+from jaxlm.data.tasks.scratchpad import MARKERS, Scratchpad, ScratchpadTask, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +85,17 @@ class SortSingle(_Sort):
 class SortMulti(_Sort):
     """``3 0 7 , 4 2`` -> ``4 2 , 3 0 7``."""
 
+    numbers: Numbers = Numbers()
+
     @property
     def words(self) -> tuple[str, ...]:
         return (*"0123456789", ",", "min", *MARKERS)
 
     def sample(self, rng: np.random.Generator, length: int) -> tuple[list[str], list[str]]:
-        return self._spell(rng.integers(10, 10_000, size=length).tolist())
+        return self._spell(self.numbers.draw(rng, length))
 
     def tokens_bound(self, length: int) -> int:
-        return encoded_length(*self._spell([9999] * length))
+        return encoded_length(*self._spell([self.numbers.below - 1] * length))
 
     def _write(self, items: list[int]) -> list[str]:
-        words: list[str] = []
-        for item in items:
-            words += [",", *digits(item)] if words else digits(item)
-        return words
+        return write(items)

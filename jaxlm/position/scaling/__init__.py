@@ -7,4 +7,8 @@ METHODS = {
     "longrope": "longrope:LongRope",
     "llama3": "llama3:Llama3",
     "proportional": "proportional:Proportional",
+    "ntk": "ntk:Ntk",
+    "power": "power:Power",
+    "truncated": "truncated:Truncated",
+    "clex": "clex:Clex",
 }

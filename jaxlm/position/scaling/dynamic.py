@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor, check_original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,10 @@ class Dynamic(RotaryScaling):
     original: int = 2048
 
     def check(self) -> None:
-        require(
-            self.factor > 0 and self.original > 0,
-            f"Dynamic: expected positive factor and original, got {self.factor} and {self.original}",
-        )
+        check_factor("Dynamic.factor", self.factor)
+        check_original("Dynamic.original", self.original)
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         require(width > 2, f"dynamic rotary scaling needs more than 2 rotated channels, got {width}")
         now = jnp.maximum(jnp.asarray(0 if length is None else length, jnp.float32), self.original)
         growth = self.factor * now / self.original - (self.factor - 1)

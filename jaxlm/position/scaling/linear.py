@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import jax
 
-from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Linear(RotaryScaling):
     factor: float = 1.0
 
     def check(self) -> None:
-        require(self.factor > 0, f"Linear.factor: expected a positive number, got {self.factor}")
+        check_factor("Linear.factor", self.factor)
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         return inverse_frequencies(base, width) / self.factor

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor, check_original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,11 @@ class Llama3(RotaryScaling):
     original: int = 8192
 
     def check(self) -> None:
-        require(
-            self.factor > 0 and self.original > 0,
-            f"Llama3: expected positive factor and original, got {self.factor} and {self.original}",
-        )
+        check_factor("Llama3.factor", self.factor)
+        check_original("Llama3.original", self.original)
         require(0 < self.low < self.high, f"Llama3: expected 0 < low < high, got {self.low} and {self.high}")
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         plain = inverse_frequencies(base, width)
         turns = self.original * plain / (2 * math.pi)
         kept = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)

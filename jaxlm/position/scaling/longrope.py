@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor, check_original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +41,12 @@ class LongRope(RotaryScaling):
     attention: float = 0.0
 
     def check(self) -> None:
-        require(
-            self.factor > 0 and self.original > 1 and self.attention >= 0,
-            f"LongRope: expected factor > 0, original > 1 and attention >= 0, "
-            f"got {self.factor}, {self.original} and {self.attention}",
-        )
+        check_factor("LongRope.factor", self.factor)
+        check_original("LongRope.original", self.original)
+        require(self.attention >= 0, f"LongRope.attention: expected a number >= 0, got {self.attention}")
         require(min((*self.short, *self.long, 1.0)) > 0, "LongRope: expected positive divisors in short and long")
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         for name, divisors in (("short", self.short), ("long", self.long)):
             require(
                 len(divisors) in (0, width // 2),

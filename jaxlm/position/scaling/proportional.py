@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Proportional(RotaryScaling):
 
     def check(self) -> None:
         require(
-            0 < self.proportion <= 1 and self.factor > 0,
-            f"Proportional: expected proportion in (0, 1] and factor > 0, got {self.proportion} and {self.factor}",
+            0 < self.proportion <= 1,
+            f"Proportional.proportion: expected a number in (0, 1], got {self.proportion}",
         )
+        check_factor("Proportional.factor", self.factor)
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         turning = int(self.proportion * width // 2)
         still = jnp.arange(width // 2) >= turning
         return jnp.where(still, 0.0, inverse_frequencies(base, width) / self.factor)

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.types import RotaryScaling
+from jaxlm.core.types import Params, RotaryScaling
 from jaxlm.ops.rotary import inverse_frequencies
+from jaxlm.position.scaling.base import check_factor, check_original
 
 
 def magnitude(factor: float, mscale: float = 1.0) -> float:
@@ -49,17 +50,15 @@ class Yarn(RotaryScaling):
     mscale_all: float = 0.0
 
     def check(self) -> None:
-        require(
-            self.factor > 0 and self.original > 0 and self.attention >= 0,
-            f"Yarn: expected positive factor and original and attention >= 0, "
-            f"got {self.factor}, {self.original} and {self.attention}",
-        )
+        check_factor("Yarn.factor", self.factor)
+        check_original("Yarn.original", self.original)
+        require(self.attention >= 0, f"Yarn.attention: expected a number >= 0, got {self.attention}")
         require(
             0 < self.beta_slow <= self.beta_fast,
             f"Yarn: expected 0 < beta_slow <= beta_fast, got {self.beta_slow} and {self.beta_fast}",
         )
 
-    def frequencies(self, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
+    def frequencies(self, p: Params, base: jax.Array | float, width: int, length: jax.Array | int | None) -> jax.Array:
         plain = inverse_frequencies(base, width)
 
         def pair_that_turns(times: float) -> jax.Array:

@@ -1,0 +1,139 @@
+"""What studies of many small runs have in common: rows kept as CSV, runs beside each other, figures where they can be.
+
+A study's rows are a `NamedTuple` of str, int and float fields. Rows that a workdir holds are not made again, so an
+interrupted study continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import os
+import threading
+import time
+import typing
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from experiments import provenance
+from jaxlm.core.errors import ConfigError
+from jaxlm.train.progress import Progress
+
+FILE = "results.csv"
+DIGITS = 4
+
+R = TypeVar("R", bound=tuple[Any, ...])
+
+
+def read(workdir: Path, kind: type[R], missing_ok: bool = False, file: str = FILE) -> list[R]:
+    """The rows of a workdir. Raises `ConfigError` for a missing (unless allowed) or foreign file, or a bad line."""
+    path = workdir / file
+    if not path.exists():
+        if missing_ok:
+            return []
+        raise ConfigError(f"{path} does not exist; run the study first")
+    types = typing.get_type_hints(kind)
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.reader(stream)
+        if next(reader, None) != list(types):
+            raise ConfigError(f"{path}: expected the columns {','.join(types)}")
+        try:
+            return [kind(*(make(x) for make, x in zip(types.values(), row, strict=True))) for row in reader]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def save(rows: Iterable[tuple[Any, ...]], workdir: Path, kind: type, file: str = FILE) -> None:
+    """Writes the rows, sorted, all at once; floats with `DIGITS` decimals, or as many digits if they are small."""
+    path = workdir / file
+    beside = path.with_name(file + ".tmp")
+    with beside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(typing.get_type_hints(kind))
+        writer.writerows([_written(x) for x in row] for row in sorted(rows))
+    os.replace(beside, path)
+
+
+def _written(x: Any) -> Any:
+    if not isinstance(x, float):
+        return x
+    return f"{x:.{DIGITS}e}" if 0 < abs(x) < 10**-DIGITS else f"{x:.{DIGITS}f}"
+
+
+class Report:
+    """How far a study's runs have come; safe to call from each of them."""
+
+    def __init__(self, steps: int):
+        self._progress, self._lock, self._steps = Progress(steps), threading.Lock(), 0
+
+    def steps(self, steps: int, metrics: Mapping[str, Any]) -> None:
+        """``steps`` more training steps are done, with their stacked metrics."""
+        with self._lock:
+            self._steps += steps
+            self._progress.update(self._steps, int(metrics["tokens"].sum()), lambda: float(metrics["loss"][-1]))
+
+    def note(self, line: str) -> None:
+        """A line of its own, as when a run is finished."""
+        with self._lock:
+            self._progress.note(line)
+
+    def close(self) -> None:
+        self._progress.close()
+
+
+J = TypeVar("J", bound=Hashable)
+
+
+def run(
+    jobs: Sequence[J],
+    work: Callable[[J, Report], None],
+    workdir: Path,
+    *,
+    steps: int,
+    workers: int = 0,
+) -> None:
+    """Does all jobs, some at the same time, and writes provenance.json if there was any.
+
+    Args:
+      jobs: what there is to do.
+      work: does one; it saves its own rows.
+      workdir: of the study.
+      steps: training steps of all jobs, for the progress bar.
+      workers: how many at a time; 0 for one per core on a CPU and one elsewhere.
+    """
+    if not jobs:
+        return
+    workers = workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
+    report, began = Report(steps), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(work, job, report) for job in jobs]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    report.close()
+    provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+
+
+def figures(*draw: Callable[[], Path]) -> str:
+    """The figures' paths, a line each, or why there are none."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "no figures: matplotlib is missing (pip install 'jaxlm[plots]')"
+    matplotlib.use("Agg")
+    return "\n".join(f"figure: {one()}" for one in draw)
+
+
+def saved(figure: Any, path: Path, dpi: int = 120) -> Path:
+    """Writes a matplotlib figure and lets go of it."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=dpi, bbox_inches="tight")
+    plt.close(figure)
+    return path

@@ -1,0 +1,167 @@
+"""The stack of blocks as pure functions on the residual stream: a block, and all of them scanned or one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm import dist
+from jaxlm.core.config import require
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.types import Context, Dims, Params, Specs
+from jaxlm.ffn.base import Aux
+from jaxlm.model.spec import Block, ModelSpec
+
+POLICIES: dict[str, Any] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def block_specs(block: Block, dims: Dims) -> Specs:
+    specs: Specs = {"mixer": block.mixer.params(dims)}
+    if block.ffn is not None:
+        specs["ffn"] = block.ffn.params(dims)
+    for part in list(specs):
+        if block.placement != "output" and not (part == "ffn" and block.residual == "parallel_shared"):
+            specs[f"{part}_norm"] = block.norm.params(dims.width)
+        if block.placement in ("sandwich", "output"):
+            specs[f"{part}_out_norm"] = block.norm.params(dims.width)
+    return specs
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, train: bool) -> jax.Array:
+    """Inverted dropout; the identity outside training. Raises `ConfigError` if training has no key."""
+    if not train or rate == 0:
+        return x
+    if key is None:
+        raise ConfigError("dropout needs a key in training: pass rngs={'dropout': key}")
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def apply_block(
+    block: Block, p: Params, x: jax.Array, ctx: Context, state: Any, *, rate: float, multiplier: float
+) -> tuple[jax.Array, Any, Aux]:
+    """One block on x [B, L, D]; returns x, the mixer's new state and what the ffn reports."""
+    new_state, aux = state, {}
+
+    def run(part: str, inputs: jax.Array) -> jax.Array:
+        nonlocal new_state, aux
+        if part == "mixer":
+            out, new_state = block.mixer(p["mixer"], inputs, ctx, state)
+        else:
+            out, aux = block.ffn(p["ffn"], inputs, ctx)
+        if block.placement in ("sandwich", "output"):
+            out = block.norm(p[f"{part}_out_norm"], out)
+        key = None if ctx.rng is None else jax.random.fold_in(ctx.rng, part == "ffn")
+        out = dropout(out, rate, key, ctx.train)
+        return out if multiplier == 1 else out * multiplier
+
+    if block.residual != "serial":
+        inputs = block.norm(p["mixer_norm"], x)
+        shared = block.residual == "parallel_shared"
+        x = x + run("mixer", inputs) + run("ffn", inputs if shared else block.norm(p["ffn_norm"], x))
+    else:
+        for part in ("mixer", "ffn") if block.ffn is not None else ("mixer",):
+            if block.placement == "post":
+                x = block.norm(p[f"{part}_norm"], x + run(part, x))
+            elif block.placement == "normed":
+                x = block.norm(p[f"{part}_norm"], x)
+                x = x + run(part, x)
+            else:
+                x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
+    return dist.constrain(x, ("batch", None, None)), new_state, aux
+
+
+def unstack(params: Params) -> dict[str, Any]:
+    """The same parameters with each group a list over its repeats, for loops that run layers unrolled."""
+    return {name: _layers(value) if name.startswith("group_") else value for name, value in params.items()}
+
+
+def _layers(group: Any) -> list[Any]:
+    if isinstance(group, (list, tuple)):
+        return list(group)
+    count = jax.tree.leaves(group)[0].shape[0]
+    return [jax.tree.map(lambda a, i=i: a[i], group) for i in range(count)]
+
+
+def _walk(spec: ModelSpec, params: Params) -> Iterator[tuple[Block, Params]]:
+    """Every block of the model in order with its own parameters, per-layer fields set."""
+    for i, group in enumerate(spec.layers):
+        for r, layer in enumerate(_layers(params[f"group_{i}"])):
+            blocks = group.blocks({path: values[r] for path, values in group.per_layer})
+            for j, block in enumerate(blocks):
+                yield block, layer[f"block_{j}"]
+
+
+def apply_layers(
+    spec: ModelSpec,
+    params: Params,
+    x: jax.Array,
+    ctx: Context,
+    state: tuple[Any, ...] | None = None,
+    *,
+    layers: tuple[int, int] | None = None,
+) -> tuple[jax.Array, tuple[Any, ...] | None, Aux]:
+    """The blocks of the model, or those from ``layers[0]`` up to ``layers[1]``, on x [B, L, D].
+
+    Stacked groups are scanned when there is no state and no range; otherwise layers run unrolled. ``state`` holds one
+    entry per block of the whole model, and is returned in the same form. Last comes what layers report, each number the
+    mean over the layers that do.
+    """
+    run = functools.partial(apply_block, rate=spec.dropout, multiplier=spec.residual_multiplier)
+    plain = all(not isinstance(params[f"group_{i}"], (list, tuple)) for i in range(len(spec.layers)))
+    if state is None and layers is None and plain:
+        x, found = _scan_layers(spec, params, x, ctx, run)
+        return x, None, _means(found)
+    start, stop = layers or (0, spec.depth)
+    require(0 <= start <= stop <= spec.depth, f"layers {layers}: expected a range within 0..{spec.depth}")
+    entries = list(state) if state is not None else None
+    found: list[Aux] = []
+    for n, (block, p) in enumerate(_walk(spec, params)):
+        if start <= n < stop:
+            entry = None if entries is None else entries[n]
+            x, entry, aux = run(block, p, x, _for_layer(ctx, n), entry)
+            found.append(aux)
+            if entries is not None:
+                entries[n] = entry
+    return x, None if entries is None else tuple(entries), _means(found)
+
+
+def _means(found: list[Aux]) -> Aux:
+    """The mean of each name over all layers that report it; an entry is of one layer, or stacked of several."""
+    names = sorted({name for aux in found for name in aux})
+    return {name: jnp.concatenate([jnp.ravel(aux[name]) for aux in found if name in aux]).mean() for name in names}
+
+
+def _for_layer(ctx: Context, index: int | jax.Array) -> Context:
+    return ctx if ctx.rng is None else dataclasses.replace(ctx, rng=jax.random.fold_in(ctx.rng, index))
+
+
+def _scan_layers(
+    spec: ModelSpec, params: Params, x: jax.Array, ctx: Context, run: Callable[..., Any]
+) -> tuple[jax.Array, list[Aux]]:
+    first, found = 0, []
+    for i, group in enumerate(spec.layers):
+        numbers = {path: jnp.asarray(values) for path, values in group.per_layer}
+
+        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, list[Aux]]:
+            (p, values, r), reports = layer, []
+            for j, block in enumerate(group.blocks(values)):
+                layer_ctx = _for_layer(ctx, first + r * len(group.pattern) + j)
+                x, _, aux = run(block, p[f"block_{j}"], x, layer_ctx, None)
+                reports.append(aux)
+            return x, reports
+
+        if spec.remat != "none":
+            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[spec.remat])
+        x, reports = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
+        first += group.repeats * len(group.pattern)
+        found += reports
+    return x, found
