@@ -76,7 +76,7 @@ def _bases(original: int, longest: int, width: int, layers: int, heads: int, **m
         "relative_skew": RelativeSkew(original),
         "cope": CoPE(original),
         "forgetting": "forgetting",
-        "randomized_rotary": Randomized("rotary", max_position=longest),
+        "randomized_rotary": Randomized("rotary", max_position=longest + 2 * original),
     }
     return (
         *(Base(label, model(attend(position))) for label, position in encodings.items()),
@@ -118,10 +118,10 @@ def _study() -> RunConfig:
         bases=_bases(64, 4096, width=64, layers=2, heads=4, remat="none"),
         tuned=_tuned(64, ode(0.05), ode(0.0)),
         seeds=(0, 1, 2),
-        steps=2000,
+        steps=1200,
         batch_tokens=2048,
         optimizer=_optimizer(4e-3, 0.03),
-        tune_steps=400,
+        tune_steps=300,
         tune_optimizer=tune,
         needles=0.25,
         stream=100,

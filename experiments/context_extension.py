@@ -36,7 +36,7 @@ from experiments.extension_text import Planted, Text
 from experiments.small_models import REPLOT, train
 from jaxlm.core.config import Spec, make, require, slot, to_dict
 from jaxlm.core.errors import choose
-from jaxlm.core.params import initialize
+from jaxlm.core.params import initialize, map_specs
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import rows
@@ -155,7 +155,7 @@ class RunConfig(Spec):
             decoder.param_specs(base.model)
             limit = decoder.max_positions(base.model)
             require(
-                limit is None or limit >= max(self.lengths),
+                limit is None or limit >= max(self.lengths) + self.decode_steps + 1,
                 f"base {base.label!r} represents {limit} positions; the longest window has {max(self.lengths)}",
             )
 
@@ -189,7 +189,9 @@ class Arm:
 @functools.partial(jax.jit, static_argnums=0)
 def losses(model: Decoder, params: Params, rows_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float32 nats and boolean first choices that are right, both [B, L - 1], of rows [B, L] of tokens."""
-    hidden = model(params, rows_BL[:, :-1], logits=False).hidden
+    tokens = rows_BL[:, :-1]
+    drawn = model.draw(jax.random.key(0), jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape))
+    hidden = model(params, tokens, positions=drawn, ordered=True, logits=False).hidden
 
     def row(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = model.unembed(params, x[0])
@@ -255,7 +257,7 @@ def read_streams(config: RunConfig, arm: Arm, text: Text, seed: int) -> list[rep
 def measure_decoding(config: RunConfig, arms: Sequence[Arm], results: Results) -> None:
     """What a step of one token costs each arm that is not measured yet, one after the other, alone on the machine.
 
-    Parameters cost the same whatever their values, so these are fresh ones where the arm has none.
+    Parameters cost the same whatever their values, so any will do where the arm has none.
     """
     done = {row.arm for row in results.decoding}
     for arm in arms if config.decode_steps else ():
@@ -265,7 +267,7 @@ def measure_decoding(config: RunConfig, arms: Sequence[Arm], results: Results) -
         for multiple in sorted({config.multiples[0], config.multiples[-1]}):
             length = config.original * multiple
             spec = arm.model(multiple).spec
-            params = arm.params or jax.jit(functools.partial(initialize, decoder.param_specs(spec)))(jax.random.key(0))
+            params = arm.params or map_specs(lambda _, one: jnp.full(one.full_shape, 0.01), decoder.param_specs(spec))
             cache = make("cache", extend.cache(arm.method, config.original))
             seconds, size = decoding_cost(Decoder(spec), params, length, config.decode_steps, cache)
             rows.append(report.Decoding(arm.label, length, 1000 * seconds, size))

@@ -141,7 +141,8 @@ def streams(found: Sequence[Stream], sinks: Sequence[Sinks], original: int) -> s
     if not found:
         return ""
     last = max(s.tokens for s in found)
-    edges = [last * n // 10 for n in range(11)]
+    parts = min(10, last // original)
+    edges = [last // original * n // parts * original for n in range(parts + 1)]
     mean = lambda rows, field: float(np.mean([getattr(r, field) for r in rows])) if rows else float("nan")
     head = "".join(f"{f'{stop / original:g}x':>7}" for stop in (original, *edges[1:]))
     lines = [
