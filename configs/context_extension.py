@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.context_extension import Base, RunConfig, Tuned
+from experiments.extension_plan import Base, RunConfig, Tuned
 from jaxlm.attention.mask import Window
 from jaxlm.core.errors import choose
 from jaxlm.ffn.mlp import Mlp
@@ -36,6 +36,7 @@ from jaxlm.position.scaling.ntk import Ntk
 from jaxlm.position.scaling.power import Power
 from jaxlm.position.scaling.truncated import Truncated
 from jaxlm.position.scaling.yarn import Yarn
+from jaxlm.position.xpos import XPos
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.optimizer import Optimizer, Rate
 from jaxlm.train.schedule import Schedule
@@ -72,7 +73,7 @@ def _bases(original: int, longest: int, width: int, layers: int, heads: int, **m
         **{name: name for name in BIASES},
         "kerple_log": "kerple",
         "kerple_power": Kerple("power"),
-        "xpos": "xpos",
+        "xpos": XPos(scale_base=8.0 * original),
         "relative_skew": RelativeSkew(original),
         "cope": CoPE(original),
         "forgetting": "forgetting",

@@ -6,6 +6,12 @@ The standard library differs between Python releases, so a loss means something 
 printed with it. Expected, `smoke` on Python 3.11.7 (validation corpus d9e94380...): 3.19 +- 0.10 validation bits per
 byte, where 8 is no model at all. Not yet run to the end: `small`, `gpu`, `tpu`.
 
+`longer` and `longest` go on from `small` to 4 and 16 times its length, the curriculum of long-context training: a
+larger rotary base (Xiong et al. 2023), documents that see only themselves, as many tokens a step:
+
+    python -m experiments.train_lm --config=configs/train_lm.py:longer --config.start=runs/lm --workdir=runs/long
+    python -m experiments.train_lm --config=configs/train_lm.py:longest --config.start=runs/long --workdir=runs/longest
+
 Hardware and wall time: `smoke` under 60 s and `small` some ten minutes on 2 CPU cores; `gpu` on one GPU of 80 GB; `tpu`
 on a slice of TPUs, whose chips must divide the batch of 256 rows.
 """
@@ -18,6 +24,7 @@ from jaxlm.dist.mesh import Mesh
 from jaxlm.ffn.glu import Glu
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.position.rotary import Rotary
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.optimizer import Optimizer
@@ -26,17 +33,20 @@ from jaxlm.train.schedule import Schedule
 PRESETS = {
     "smoke": "2 layers of width 64, 150 steps: that everything runs (< 60 s on 2 CPU cores)",
     "small": "4 layers of width 128, 1,500 steps: Python that looks like Python, in minutes on 2 CPU cores",
+    "longer": "`small`, continued on rows of 1,024 bytes with base 500,000; --config.start names the run to continue",
+    "longest": "`longer`, continued on rows of 4,096 bytes; --config.start names it",
     "gpu": "12 layers of width 768, bfloat16, rows of 1,024 bytes, one GPU",
     "tpu": "24 layers of width 1,024, bfloat16, rows of 2,048 bytes, parameters sharded over all chips",
 }
 
 
 def get_config(preset: str = "small") -> RunConfig:
-    return {"smoke": _smoke, "small": _small, "gpu": _gpu, "tpu": _tpu}[choose("preset", preset, PRESETS)]()
+    presets = {"smoke": _smoke, "small": _small, "longer": _longer, "longest": _longest, "gpu": _gpu, "tpu": _tpu}
+    return presets[choose("preset", preset, PRESETS)]()
 
 
-def _model(width: int, layers: int, heads: int, **more) -> ModelSpec:
-    block = Block(mixer=Attention(heads=heads, position="rotary"), ffn=Glu())
+def _model(width: int, layers: int, heads: int, base: float = 10_000.0, **more) -> ModelSpec:
+    block = Block(mixer=Attention(heads=heads, position=Rotary(base=base)), ffn=Glu())
     return ModelSpec(
         vocab_size=ByteTokenizer().vocab_size, width=width, layers=(Group((block,), repeats=layers),), **more
     )
@@ -60,6 +70,15 @@ def _small() -> RunConfig:
         train=TrainConfig(steps=1500, batch_size=16, optimizer=_optimizer(3e-3, 100), eval_every=500, save_every=250),
         data=Data(length=256),
     )
+
+
+def _longer(length: int = 1024, batch_size: int = 4) -> RunConfig:
+    train = TrainConfig(steps=300, batch_size=batch_size, optimizer=_optimizer(5e-4, 30), eval_every=100)
+    return RunConfig(model=_model(128, 4, 4, base=500_000.0), train=train, data=Data(length=length))
+
+
+def _longest() -> RunConfig:
+    return _longer(4096, 1)
 
 
 def _gpu() -> RunConfig:

@@ -19,24 +19,23 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from experiments import checkpoints, study
 from experiments import context_extension_report as report
 from experiments import extension_streaming as streaming
 from experiments import flags as config_flags
+from experiments.extension_plan import Arm, Base, RunConfig, Tuned
+from experiments.extension_reading import read_decoding, read_losses, read_passkeys, read_streams
 from experiments.extension_text import Planted, Text
 from experiments.small_models import REPLOT, train
-from jaxlm.core.config import Spec, make, require, slot, to_dict
-from jaxlm.core.errors import choose
-from jaxlm.core.params import initialize, map_specs
+from jaxlm.core.config import to_dict
+from jaxlm.core.params import initialize
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import rows
@@ -53,246 +52,7 @@ from jaxlm.train.workdir import claim_workdir
 
 flags.declare_key_flag("replot")  # so that --help shows it
 
-TAIL = 32  # last positions, whose loss is reported by itself
-PARTS = 8  # equal parts of a window, for the loss by position
 STEPS_PER_CALL = 50
-STREAMS = ("streaming", "window")  # what is read as an endless stream
-
-
-@dataclasses.dataclass(frozen=True)
-class Base(Spec):
-    """A model trained from scratch at L.
-
-    Attributes:
-      label: its name in tables, figures and results.csv.
-      model: what is trained.
-    """
-
-    label: str = "rotary"
-    model: ModelSpec = ModelSpec(vocab_size=ByteTokenizer().vocab_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuned(Spec):
-    """The first base, trained further with another position encoding, and read with it.
-
-    Attributes:
-      label: its name.
-      position: the encoding; what it learns starts fresh.
-      lengths: of rows, in stages of equally many steps, the tokens of a step being the same: a curriculum if several.
-      optimizer: of these steps; the study's ``tune_optimizer`` if None.
-    """
-
-    label: str = "naive"
-    position: Any = slot("position", "rotary")
-    lengths: tuple[int, ...] = (64,)
-    optimizer: Optimizer | None = None
-
-    def check(self) -> None:
-        require(self.lengths and min(self.lengths) > 1, f"Tuned.lengths: expected positive lengths, got {self.lengths}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig(Spec):
-    """The whole study.
-
-    Attributes:
-      bases: models trained from scratch; the first is the one that is extended, and has rotary positions.
-      methods: training-free ways to a longer context, of `jaxlm.model.extend`; empty for all.
-      tuned: fine-tuned ways.
-      checkpoint: a folder to read the methods on instead of training; then there are no bases and no tuned arms.
-      source: text, see `jaxlm.data.text`; training reads its train part and the tests its validation part.
-      original: L.
-      multiples: of L, at which models are read.
-      seeds: of initial values and data order.
-      steps, batch_tokens, optimizer: of the bases; ``tune_steps`` and ``tune_optimizer`` of the tuned arms.
-      needles: the share of training rows that hide a passkey and ask for it at the end.
-      windows: of text per length; fewer at lengths where ``eval_tokens`` tokens are fewer.
-      passkeys: rows per length and depth, with ``depths`` depths.
-      decode_steps: timed steps of decoding, at the shortest and the longest length; 0 for none.
-      stream: multiple of L up to which StreamingLLM and a plain window read one token at a time through their caches,
-        ``stream_rows`` texts together; 0 for none.
-      workers: bases trained at the same time; 0 for one per core on a CPU and one elsewhere.
-    """
-
-    bases: tuple[Base, ...] = (Base(),)
-    methods: tuple[str, ...] = ()
-    tuned: tuple[Tuned, ...] = ()
-    checkpoint: str = ""
-    source: str = "stdlib:"
-    original: int = 64
-    multiples: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
-    seeds: tuple[int, ...] = (0,)
-    steps: int = 1000
-    batch_tokens: int = 1024
-    optimizer: Optimizer = Optimizer()
-    tune_steps: int = 300
-    tune_optimizer: Optimizer = Optimizer()
-    needles: float = 0.0
-    windows: int = 64
-    eval_tokens: int = 65_536
-    passkeys: int = 32
-    depths: int = 5
-    decode_steps: int = 64
-    stream: int = 0
-    stream_rows: int = 16
-    workers: int = 0
-
-    def check(self) -> None:
-        arms = [base.label for base in self.bases] + [arm.label for arm in self.tuned] + list(self.ways)
-        require(len(set(arms)) == len(arms), f"RunConfig: labels of bases, tuned arms and methods must differ: {arms}")
-        require(
-            len(set(self.seeds)) == len(self.seeds) > 0, f"RunConfig.seeds: expected distinct seeds, got {self.seeds}"
-        )
-        require(self.original >= TAIL, f"RunConfig.original: expected at least {TAIL} tokens, got {self.original}")
-        require(self.multiples[:1] == (1,), f"RunConfig.multiples: expected 1 first, got {self.multiples}")
-        require(0 <= self.needles <= 1, f"RunConfig.needles: expected a share in [0, 1], got {self.needles}")
-        sizes = (self.steps, self.tune_steps, self.windows, self.passkeys, self.depths, *self.multiples)
-        require(min(sizes) > 0, "RunConfig: sizes must be positive")
-        for method in self.methods:
-            choose("extension method", method, extend.METHODS)
-        for base in () if self.checkpoint else self.bases:
-            decoder.param_specs(base.model)
-            limit = decoder.max_positions(base.model)
-            require(
-                limit is None or limit >= max(self.lengths) + self.decode_steps + 1,
-                f"base {base.label!r} represents {limit} positions; the longest window has {max(self.lengths)}",
-            )
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """The training-free methods, without the model as it is."""
-        return tuple(m for m in self.methods or extend.METHODS if m != "none")
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(self.original * n for n in self.multiples)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """What is read: a model for each length, and its parameters.
-
-    Attributes:
-      label: its name.
-      model: of a multiple of L.
-      params: for all of these; None where only the cost is asked for.
-      method: the training-free method it is, which chooses the cache.
-    """
-
-    label: str
-    model: Any
-    params: Any
-    method: str = "none"
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def losses(model: Decoder, params: Params, rows_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 nats and boolean first choices that are right, both [B, L - 1], of rows [B, L] of tokens."""
-    tokens = rows_BL[:, :-1]
-    drawn = model.draw(jax.random.key(0), jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape))
-    hidden = model(params, tokens, positions=drawn, ordered=True, logits=False).hidden
-
-    def row(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = model.unembed(params, x[0])
-        chosen = jnp.take_along_axis(logits, x[1][:, None], -1)[:, 0]
-        return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == x[1]
-
-    return jax.lax.map(row, (hidden, rows_BL[:, 1:]))
-
-
-def batch_size(config: RunConfig, length: int) -> int:
-    """Rows that are read at once; one number for all uses, so that each model compiles once for each length."""
-    return max(1, min(config.windows, config.eval_tokens // 4 // length))
-
-
-def in_batches(model: Decoder, params: Params, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`losses` of any number of rows, ``size`` at a time."""
-    padded = np.pad(rows, ((0, -len(rows) % size), (0, 0)))
-    parts = [losses(model, params, padded[i : i + size]) for i in range(0, len(padded), size)]
-    found, right = (np.concatenate([np.asarray(part[i]) for part in parts])[: len(rows)] for i in range(2))
-    return found, right
-
-
-def read_losses(config: RunConfig, arm: Arm, text: Text, seed: int) -> Iterator[report.Row]:
-    """The loss by position, at every length."""
-    for multiple, length in zip(config.multiples, config.lengths, strict=True):
-        count = max(1, min(config.windows, config.eval_tokens // length))
-        windows = text.windows(length, count, max(config.lengths))
-        model = Decoder(arm.model(multiple).spec)
-        found, _ = in_batches(model, arm.params, windows, batch_size(config, length))
-        yield report.Row(arm.label, seed, length, "all", float(found.mean()))
-        yield report.Row(arm.label, seed, length, "tail", float(found[:, -TAIL:].mean()))
-        for part, chunk in enumerate(np.array_split(found, PARTS, 1)):
-            yield report.Row(arm.label, seed, length, f"{part + 1}/{PARTS}", float(chunk.mean()))
-
-
-def read_passkeys(config: RunConfig, arm: Arm, text: Text, seed: int) -> Iterator[report.Passkey]:
-    """The share of passkey symbols found, by depth, at every length."""
-    for multiple, length in zip(config.multiples, config.lengths, strict=True):
-        count = max(1, min(config.passkeys, config.eval_tokens // 4 // length))
-        windows = text.windows(length, count, max(config.lengths))
-        draws = np.random.default_rng(length)
-        depths = np.repeat(np.arange(config.depths), count)
-        at = lambda depth: (depth / max(1, config.depths - 1),)
-        hidden = [text.needle.hide(windows[i % count], at(depth), draws) for i, depth in enumerate(depths)]
-        model = Decoder(arm.model(multiple).spec)
-        _, right = in_batches(model, arm.params, np.stack(hidden), batch_size(config, length))
-        found = right[:, -text.needle.size :].mean(1)
-        for depth in range(config.depths):
-            yield report.Passkey(arm.label, seed, length, depth, count, float(found[depths == depth].mean()))
-
-
-def read_streams(config: RunConfig, arm: Arm, text: Text, seed: int) -> list[report.Stream]:
-    """What a method of constant memory does over a long stream."""
-    if not config.stream or arm.method not in STREAMS:
-        return []
-    longest = config.stream * config.original
-    rows = text.windows(longest, config.stream_rows, longest)
-    cache = make("cache", extend.cache(arm.method, config.original))
-    model = Decoder(arm.model(config.stream).spec)
-    return streaming.rows_of(arm.label, seed, model, arm.params, rows, cache, config.original)
-
-
-def measure_decoding(config: RunConfig, arms: Sequence[Arm], results: Results) -> None:
-    """What a step of one token costs each arm that is not measured yet, one after the other, alone on the machine.
-
-    Parameters cost the same whatever their values, so any will do where the arm has none.
-    """
-    done = {row.arm for row in results.decoding}
-    for arm in arms if config.decode_steps else ():
-        if arm.label in done:
-            continue
-        rows = []
-        for multiple in sorted({config.multiples[0], config.multiples[-1]}):
-            length = config.original * multiple
-            spec = arm.model(multiple).spec
-            params = arm.params or map_specs(lambda _, one: jnp.full(one.full_shape, 0.01), decoder.param_specs(spec))
-            cache = make("cache", extend.cache(arm.method, config.original))
-            seconds, size = decoding_cost(Decoder(spec), params, length, config.decode_steps, cache)
-            rows.append(report.Decoding(arm.label, length, 1000 * seconds, size))
-        results.add(decoding=rows)
-
-
-def decoding_cost(model: Decoder, params: Params, context: int, steps: int, cache: Any) -> tuple[float, int]:
-    """Median seconds of a step of one token after ``context`` of them, and bytes of the layers' state."""
-    length = context + steps + 1  # declared, as for a text of known length: keys are then turned once
-    state = decoder.init_state(model.spec, 1, length, cache)
-    params = decoder.unstack(params)
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def step(params: Params, state: Any, tokens: jax.Array) -> Any:
-        out = model(params, tokens, state=state, length=length, logits=False)
-        return out.state, out.hidden[0, -1, 0]
-
-    for piece in np.array_split(np.zeros((1, context), np.int32), max(1, context // 512), 1):
-        state, _ = step(params, state, piece)
-    seconds = []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(step(params, state, np.zeros((1, 1), np.int32)))
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds[1:])), sum(x.nbytes for x in jax.tree.leaves(state["layers"]))
 
 
 def trained(
@@ -464,6 +224,14 @@ def run_checkpoint(config: RunConfig, results: Results) -> None:
     study.run(methods, job, results.workdir, steps=0, workers=1)
     arms = [untrained(config, model, params, method) for method in ("none", *config.ways)]
     measure_decoding(config, arms, results)
+
+
+def measure_decoding(config: RunConfig, arms: Sequence[Arm], results: Results) -> None:
+    """The cost of decoding of each arm that is not measured yet, one after the other, alone on the machine."""
+    done = {row.arm for row in results.decoding}
+    for arm in arms if config.decode_steps else ():
+        if arm.label not in done:
+            results.add(decoding=read_decoding(config, arm))
 
 
 def every_arm(config: RunConfig) -> list[Arm]:

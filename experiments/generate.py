@@ -2,6 +2,7 @@
 
     python -m experiments.generate --workdir=runs/lm --prompt='def ' --max_new_tokens=200 --temperature=0.8 --seed=0
     python -m experiments.generate --checkpoint=models/llama --prompt='Once' --prompt='Twice' --top_p=0.9 --stop='. '
+    python -m experiments.generate --checkpoint=models/llama --prompts=book.txt --extend=self_extend:4:8192
 
 Prints each prompt and what the model makes of it, up to the end of the document or the first of the stop strings. A
 single text is printed as it comes. Each sample of each prompt has noise of its own, whatever else is asked for.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +25,8 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.decode.generate import generate
 from jaxlm.decode.processors.suppress import Suppress
 from jaxlm.eval.completion import Completion
+from jaxlm.model import extend
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.tokenize.base import Tokenizer
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/train_lm", "checkpoint: of a training run, or a Hugging Face folder")
@@ -40,6 +44,9 @@ PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tok
 STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a text, left out; may be repeated")
 STREAM = flags.DEFINE_bool("stream", True, "print a single text as it comes")
 DTYPE = flags.DEFINE_string("dtype", None, "of weights and activations; the checkpoint's own by default")
+EXTEND = flags.DEFINE_string(
+    "extend", None, "METHOD:FACTOR:ORIGINAL, a longer context without training (jaxlm.extend); ORIGINAL in tokens"
+)
 STEP = flags.DEFINE_integer("step", None, "checkpoint of a run; the newest good one by default")
 
 
@@ -52,6 +59,7 @@ def sample(show: Callable[[str], None] | None = None) -> list[str]:
     prompts = _prompts()
     model, params = checkpoints.load(folder, DTYPE.value, STEP.value)
     tokenizer = checkpoints.tokenizer_of(folder, model, STEP.value)
+    model, cache = _extended(model)
     beginnings = [tokenizer.encode(prompt, bos=tokenizer.adds_bos) for prompt in prompts]
     for prompt, ids in zip(prompts, beginnings, strict=True):
         require(len(ids), f"--prompt={prompt!r} is no token of this checkpoint; give a text to continue")
@@ -83,6 +91,7 @@ def sample(show: Callable[[str], None] | None = None) -> list[str]:
         min_p=MIN_P.value,
         repetition_penalty=PENALTY.value,
         processors=_only_known(tokenizer, model.spec.vocab_size),
+        cache=cache,
         rows=[i * (1 << 16) + n for i, n in rows],
         stream=take,
         stream_every=1 if alone else 16,
@@ -119,6 +128,22 @@ def _prompts() -> list[str]:
         raise ConfigError(f"--prompts={PROMPTS.value} cannot be read: {error}") from None
     require(lines, f"--prompts={PROMPTS.value} is empty; expected a prompt a line")
     return [*(PROMPT.value if flags.FLAGS["prompt"].present else []), *lines]
+
+
+def _extended(model: LanguageModel) -> tuple[LanguageModel, Any]:
+    """The model with the longer context that is asked for, and its cache."""
+    if EXTEND.value is None:
+        return model, "full"
+    method, *numbers = EXTEND.value.split(":")
+    try:
+        factor, original = float(numbers[0]), int(numbers[1])
+        require(len(numbers) == 2, "")
+    except (ConfigError, IndexError, ValueError):
+        raise ConfigError(
+            f"--extend={EXTEND.value}: expected METHOD:FACTOR:ORIGINAL, such as self_extend:4:8192; methods: "
+            + ", ".join(extend.METHODS)
+        ) from None
+    return extend.extend(model, method, factor=factor, original=original), extend.cache(method, original)
 
 
 def _only_known(tokenizer: Tokenizer, vocab_size: int) -> list[Suppress]:

@@ -10,10 +10,8 @@ and figures as PNG. Finished runs are kept, so an interrupted study continues wh
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ from absl import flags
 
 from experiments import flags as config_flags
 from experiments import length_generalization_report as report
-from experiments import provenance
+from experiments import study as frame
 from experiments.small_models import REPLOT, train, training_batch
 from jaxlm.core import registry
 from jaxlm.core.config import Spec, require, slot, to_dict
@@ -38,7 +36,6 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.progress import Progress
 from jaxlm.train.step import Trainer
 from jaxlm.train.workdir import claim_workdir
 
@@ -209,8 +206,8 @@ def run_pair(
     study: Study,
     encoding: Encoding,
     seeds: Sequence[int],
-    report_steps: Callable[[int, Any], None],
-    finish: Callable[[str, str, int, dict[int, float], float], None],
+    progress: frame.Report,
+    finish: Callable[[list[report.Row], float], None],
 ) -> None:
     """Trains and evaluates one encoding on one task for every seed, compiled once."""
     task = encoding.task(study.task)
@@ -220,15 +217,16 @@ def run_pair(
     loader = Loader(task, config.batch_size, collate=lambda rows: training_batch(rows, size))
     for seed in seeds:
         began = time.monotonic()
-        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config.steps_per_call, report_steps)
+        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config.steps_per_call, progress.steps)
         params = trainer.averaged(state)
         scores = evaluate(trainer.model, params, task, config.eval_examples, seed)
-        finish(study.name, encoding.label, seed, scores, time.monotonic() - began)
+        rows = [report.Row(study.name, encoding.label, seed, length, score) for length, score in scores.items()]
+        finish(rows, time.monotonic() - began)
 
 
 def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
-        rows = report.read(workdir)
+        rows = frame.read(workdir, report.Row)
     else:
         claim_workdir(workdir, to_dict(config))
         rows = run(config, workdir)
@@ -244,41 +242,27 @@ def main(config: RunConfig, workdir: Path) -> None:
 
 def run(config: RunConfig, workdir: Path) -> list[report.Row]:
     """Every run of the study that the workdir does not hold yet; returns all rows."""
-    rows = report.read(workdir, missing_ok=True)
+    rows, lock = frame.read(workdir, report.Row, missing_ok=True), threading.Lock()
     done = {(row.task, row.position, row.seed) for row in rows}
-    jobs: list[tuple[Study, Encoding, list[int]]] = []
+    jobs: list[tuple[Study, Encoding, tuple[int, ...]]] = []
     for study in config.studies:
         for encoding in config.encodings:
-            seeds = [seed for seed in config.seeds if (study.name, encoding.label, seed) not in done]
+            seeds = tuple(s for s in config.seeds if (study.name, encoding.label, s) not in done)
             if seeds:
                 jobs.append((study, encoding, seeds))
-    total = sum(study.steps * len(seeds) for study, _, seeds in jobs)
-    progress, lock, counted = Progress(total), threading.Lock(), [0]
-    began = time.monotonic()
 
-    def report_steps(steps: int, metrics: Any) -> None:
-        with lock:
-            counted[0] += steps
-            progress.update(counted[0], int(metrics["tokens"].sum()), lambda: float(metrics["loss"][-1]))
+    def work(job: tuple[Study, Encoding, tuple[int, ...]], progress: frame.Report) -> None:
+        def finish(found: list[report.Row], seconds: float) -> None:
+            with lock:
+                rows.extend(found)
+                frame.save(rows, workdir, report.Row)
+            task, label, seed, *_ = found[0]
+            progress.note(f"{task} {label} seed {seed}: {report.one_line(found, task, label, seed)} ({seconds:.0f} s)")
 
-    def finish(task: str, label: str, seed: int, scores: dict[int, float], seconds: float) -> None:
-        with lock:
-            rows.extend(report.Row(task, label, seed, length, score) for length, score in scores.items())
-            report.save(rows, workdir)
-            progress.note(f"{task} {label} seed {seed}: {report.one_line(rows, task, label, seed)} ({seconds:.0f} s)")
+        run_pair(config, *job, progress, finish)
 
-    workers = config.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(run_pair, config, s, e, seeds, report_steps, finish) for s, e, seeds in jobs]
-        try:
-            for future in concurrent.futures.as_completed(pending):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    progress.close()
-    if jobs:
-        provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+    steps = sum(study.steps * len(seeds) for study, _, seeds in jobs)
+    frame.run(jobs, work, workdir, steps=steps, workers=config.workers)
     return rows
 
 

@@ -7,18 +7,15 @@ copy and reverse tasks. Ours are far smaller models at half the lengths; the ord
 
 from __future__ import annotations
 
-import csv
-import os
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import study
 from jaxlm.core import registry
-from jaxlm.core.errors import ConfigError
-
-FILE = "results.csv"
 
 AUTHORS: dict[str, dict[str, float]] = {
     "copy_rsc": {"none": 0.986, "t5_bias": 0.771, "alibi": 0.289, "rotary": 0.000, "sinusoidal": 0.000},
@@ -48,34 +45,6 @@ class Row(NamedTuple):
 def task_label(task: Any) -> str:
     """The registered name of a task."""
     return registry.name_of("task", task)
-
-
-def read(workdir: Path, missing_ok: bool = False) -> list[Row]:
-    """The rows of a workdir. Raises `ConfigError` for a missing (unless allowed) or foreign file."""
-    path = workdir / FILE
-    if not path.exists():
-        if missing_ok:
-            return []
-        raise ConfigError(f"{path} does not exist; run the study first")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != list(Row._fields):
-            raise ConfigError(f"{path}: expected the columns {','.join(Row._fields)}")
-        try:
-            return [Row(t, p, int(s), int(n), float(e)) for t, p, s, n, e in reader]
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def save(rows: Sequence[Row], workdir: Path) -> None:
-    """Writes results.csv, sorted, all at once."""
-    path = workdir / FILE
-    beside = path.with_name(FILE + ".tmp")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows((r.task, r.position, r.seed, r.length, f"{r.exact_match:.4f}") for r in sorted(rows))
-    os.replace(beside, path)
 
 
 def split_lengths(rows: Sequence[Row], tasks: Mapping[str, Any]) -> dict[str, tuple[set[int], set[int]]]:
@@ -176,17 +145,9 @@ def write(rows: Sequence[Row], workdir: Path, ranked: Sequence[str], tasks: Mapp
     """Writes table.txt and, where matplotlib is installed, the figures; returns what to print."""
     text = table(rows, ranked, tasks)
     (workdir / "table.txt").write_text(text, encoding="utf-8")
-    try:
-        import matplotlib
-    except ImportError:
-        return text + "no figures: matplotlib is missing (pip install 'jaxlm[plots]')"
-    matplotlib.use("Agg")
     lengths = split_lengths(rows, tasks)
-    return (
-        text
-        + "\n"
-        + "\n".join(f"figure: {path}" for path in (_curves(rows, lengths, workdir), _heat_maps(rows, lengths, workdir)))
-    )
+    curves, maps = (functools.partial(draw, rows, lengths, workdir) for draw in (_curves, _heat_maps))
+    return text + "\n" + study.figures(curves, maps)
 
 
 def _curves(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]], workdir: Path) -> Path:
@@ -216,7 +177,7 @@ def _curves(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]], 
         axes.set_axis_off()
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
-    return _saved(figure, workdir / "curves.png")
+    return study.saved(figure, workdir / "curves.png", dpi=130)
 
 
 def _heat_maps(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]], workdir: Path) -> Path:
@@ -237,7 +198,7 @@ def _heat_maps(rows: Sequence[Row], lengths: dict[str, tuple[set[int], set[int]]
         axes.axvline(len(train) - 0.5, color="w", lw=1.5)
         axes.set_title(f"{task} (trained left of the line)", fontsize=9)
     figure.colorbar(image, ax=panels[:, 0].tolist(), label="exact match")
-    return _saved(figure, workdir / "heat_maps.png")
+    return study.saved(figure, workdir / "heat_maps.png", dpi=130)
 
 
 def _grid(rows: Sequence[Row], task: str, label: str, lengths: Sequence[int]) -> np.ndarray:
@@ -245,11 +206,3 @@ def _grid(rows: Sequence[Row], task: str, label: str, lengths: Sequence[int]) ->
     found = {(r.seed, r.length): r.exact_match for r in rows if r.task == task and r.position == label}
     seeds = sorted({seed for seed, _ in found})
     return np.array([[found.get((seed, n), np.nan) for n in lengths] for seed in seeds])
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path

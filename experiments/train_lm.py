@@ -24,8 +24,9 @@ from absl import flags
 from experiments import flags as config_flags
 from experiments import provenance
 from experiments import train_lm_report as report
-from jaxlm.core.config import Spec, require, slot, to_dict
+from jaxlm.core.config import Spec, differences, require, slot, to_dict
 from jaxlm.core.errors import choose
+from jaxlm.core.params import flatten
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import LAYOUTS, TokenStream, rows
 from jaxlm.data.text import Corpus, read
@@ -151,11 +152,18 @@ def _fit(*arguments: Any, **options: Any) -> None:
 
 
 def _start(config: RunConfig) -> Any:
+    """The parameters of the run to start from, whose model may differ in parts that learn nothing: a base, a mask."""
     model, params = load_checkpoint(config.start)
+    shapes = lambda spec: {path: one.full_shape for path, one in flatten(decoder.param_specs(spec))}
+    theirs, ours = shapes(model.spec), shapes(config.model)
+    odd = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
     require(
-        model.spec == config.model,
-        f"start={config.start} holds another model; give this run the model of its config.json",
+        not odd,
+        f"start={config.start} holds another model: {', '.join(odd[:3])} differ; give this run the parameters of its "
+        "config.json",
     )
+    for path, (new, old) in differences(to_dict(config.model), to_dict(model.spec)).items():
+        print(f"note: model.{path} is {new}, and was {old} in {config.start}")
     return jax.tree.map(lambda leaf: leaf.astype("float32"), params)  # an imported model may be stored rounded
 
 

@@ -17,6 +17,7 @@ from experiments import generate as sampler
 from jaxlm.core.errors import ConfigError
 from jaxlm.ffn.glu import Glu
 from jaxlm.mixer.attention import Attention
+from jaxlm.model import extend
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.tokenize.hf import HfTokenizer
 from tests.tiny import params_of
@@ -146,3 +147,39 @@ def test_export_of_a_checkpoint(folder, tmp_path):
     assert (tmp_path / "artifact" / "README.md").exists()
     done = run("export_model", *arguments)
     assert done.returncode == 2 and "is not empty" in done.stderr and done.stderr.count("\n") == 1
+
+
+QUICK = ("yarn", "streaming")
+EXTENSIONS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in extend.METHODS]
+
+
+@pytest.mark.parametrize("method", EXTENSIONS)
+def test_every_way_to_a_longer_context_is_one_flag(folder, sampled, method):
+    """The greedy text is that of the extended model with the method's cache."""
+    model, params = jaxlm.load_hf(folder)
+    tokenizer = HfTokenizer.from_folder(folder)
+    ids = tokenizer.encode("the quick brown fox jumps over the lazy dog")
+    longer, cache = jaxlm.extend(model, method, factor=4, original=6), extend.cache(method, 6)
+    known = sampler._only_known(tokenizer, model.spec.vocab_size)
+    new = np.asarray(jaxlm.generate(longer, params, ids[None], 4, stop=(0, 1), cache=cache, processors=known))[0]
+    ends = np.flatnonzero(np.isin(new, (0, 1)))
+    expected = tokenizer.decode(np.concatenate([ids, new[: ends[0] if ends.size else 4]]))
+    values = {"prompt": ["the quick brown fox jumps over the lazy dog"], "max_new_tokens": 4, "temperature": 0.0}
+    (text,) = sampled(extend=f"{method}:4:6", **values)
+    assert text == expected.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        ("yarn", "expected METHOD:FACTOR:ORIGINAL"),
+        ("yarn:4", "expected METHOD:FACTOR:ORIGINAL"),
+        ("yarn:four:8", "expected METHOD:FACTOR:ORIGINAL"),
+        ("yarm:4:8", "did you mean 'yarn'"),
+        ("yarn:0.5:8", "factor 0.5 is below 1"),
+    ],
+)
+def test_a_bad_extension_is_one_line(sampled, value, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        sampled(extend=value)
+    assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 import jaxlm
 from experiments import length_generalization as study
 from experiments import length_generalization_report as report
+from experiments import study as frame
 from jaxlm.core import config as configs
 from jaxlm.core.config import make
 from jaxlm.core.errors import ConfigError
@@ -72,7 +73,7 @@ def test_tasks_and_encodings_of_other_kinds(tmp_path):
 
 def test_an_interrupted_study_continues_and_ends_the_same(finished, tmp_path):
     folder, rows = finished
-    report.save([r for r in rows if (r.position, r.seed) != ("rotary", 1)], tmp_path)
+    frame.save([r for r in rows if (r.position, r.seed) != ("rotary", 1)], tmp_path, report.Row)
     study.run(toy(), tmp_path)
     assert (tmp_path / "results.csv").read_text() == (folder / "results.csv").read_text()
 
@@ -172,10 +173,10 @@ def test_reciprocal_ranks_and_table():
 
 def test_replotting_needs_results_and_names_a_foreign_file(tmp_path):
     with pytest.raises(ConfigError, match=r"results\.csv does not exist"):
-        report.read(tmp_path)
+        frame.read(tmp_path, report.Row)
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="expected the columns task,position,seed,length,exact_match"):
-        report.read(tmp_path)
+        frame.read(tmp_path, report.Row)
 
 
 def test_figures_are_drawn_from_the_results(finished, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+import jaxlm
 from experiments import generate as sampler
 from experiments import train_lm
 from experiments.overrides import override
@@ -20,6 +21,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.data.text import read
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.position.rotary import Rotary
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.load import load_checkpoint
 from jaxlm.train.lora import Lora
@@ -113,9 +115,21 @@ def test_adapters_on_top_of_a_run(corpus, finished, tmp_path):
     assert (np.asarray(base["embed"]["table"]) == np.asarray(tuned["embed"]["table"])).all()
     qkv = [params["group_0"]["block_0"]["mixer"]["qkv"] for params in (base, tuned)]
     assert (np.asarray(qkv[0]) != np.asarray(qkv[1])).any()
-    other = dataclasses.replace(config, model=dataclasses.replace(SMALL, dropout=0.1))
+    other = dataclasses.replace(config, model=dataclasses.replace(SMALL, vocab_size=300))
     with pytest.raises(ConfigError, match="holds another model"):
         train_lm.main(other, tmp_path / "other")
+
+
+def test_a_run_goes_on_with_longer_rows_and_another_base(corpus, finished, tmp_path, capsys):
+    model = jaxlm.replace(jaxlm.LanguageModel(SMALL), {"mixer.position": Rotary(base=500_000.0)}).spec
+    config = config_of(corpus, start=str(finished), train={"steps": 1}, data={"length": 64})
+    train_lm.main(dataclasses.replace(config, model=model), tmp_path / "longer")
+    printed = capsys.readouterr().out
+    assert "note: model.layers.0.pattern.0.mixer" in printed and "500000.0" in printed
+    (_, before), (longer, after) = load_checkpoint(finished), load_checkpoint(tmp_path / "longer")
+    assert longer.spec == model
+    moved = np.abs(np.asarray(before["embed"]["table"]) - np.asarray(after["embed"]["table"])).max()
+    assert 0 < moved < 0.1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +183,7 @@ def test_bytes_that_are_not_text(tmp_path):
     assert len(read_jsonl(tmp_path / "run/metrics.jsonl")) == 2
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small", "gpu", "tpu"])
+@pytest.mark.parametrize("preset", ["smoke", "small", "longer", "longest", "gpu", "tpu"])
 def test_presets_are_complete_models(preset):
     from configs.train_lm import PRESETS, get_config
 
