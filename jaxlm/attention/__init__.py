@@ -16,8 +16,8 @@ METHODS = {
     "diagonals": "data_mask:Diagonals",
     "blocks": "data_mask:Blocks",
     "block_band": "mask:BlockBand",
-    "and": "mask:And",
-    "or": "mask:Or",
-    "not": "mask:Not",
-    "per_head": "mask:PerHead",
+    "and": "combine:And",
+    "or": "combine:Or",
+    "not": "combine:Not",
+    "per_head": "combine:PerHead",
 }

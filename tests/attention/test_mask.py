@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import jaxlm.attention
 from jaxlm.attention import patterns
+from jaxlm.attention.combine import And, Heads, Not, Or, PerHead
 from jaxlm.attention.mask import (
     Anchor,
-    And,
     Bidirectional,
     BlockBand,
     Blocks,
@@ -24,11 +24,7 @@ from jaxlm.attention.mask import (
     Diagonals,
     Dilated,
     Globals,
-    Heads,
     Lambda,
-    Not,
-    Or,
-    PerHead,
     Prefix,
     Segments,
     Sinks,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.attention.combine import Heads, PerHead
 from jaxlm.attention.mask import (
     Anchor,
     Bidirectional,
@@ -24,9 +25,7 @@ from jaxlm.attention.mask import (
     Diagonals,
     Dilated,
     Globals,
-    Heads,
     Lambda,
-    PerHead,
     Prefix,
     Segments,
     Sinks,

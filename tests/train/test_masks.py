@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import jaxlm.attention
+from jaxlm.attention.combine import And, Heads, Not, Or, PerHead
 from jaxlm.attention.mask import (
     Anchor,
-    And,
     Bidirectional,
     BlockBand,
     Blocks,
@@ -22,11 +22,7 @@ from jaxlm.attention.mask import (
     Diagonals,
     Dilated,
     Globals,
-    Heads,
     Lambda,
-    Not,
-    Or,
-    PerHead,
     Prefix,
     Segments,
     Sinks,
