@@ -129,11 +129,12 @@ class Full(Spec):
         pre_rotate: bool,
         value_width: int | None = None,
         side_width: int = 0,
+        mask: Any = None,
     ) -> FullCache:
         """An empty cache for ``groups`` key/value heads and ``capacity`` tokens.
 
         Keys have ``width`` channels, values ``value_width`` or, by default, as many; tokens carry ``side_width``
-        numbers beside.
+        numbers beside. Whatever ``mask`` the model has, it finds its keys here.
         """
         return FullCache(
             k=jnp.zeros((batch, groups, capacity, width), dtype),

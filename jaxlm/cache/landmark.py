@@ -169,13 +169,14 @@ class Landmark(Spec):
         pre_rotate: bool,
         value_width: int | None = None,
         side_width: int = 0,
+        mask: Any = None,
         period: int = 0,
     ) -> LandmarkCache:
         """An empty memory for ``groups`` key/value heads and ``capacity`` tokens, in blocks of ``period``.
 
         Raises `ConfigError` for a mixer without blocks.
         """
-        del side_width  # of encodings that the mixer 'landmark' refuses
+        del side_width, mask  # of encodings and masks that the mixer 'landmark' does not have
         require(period, "cache 'landmark' serves the mixer 'landmark', whose keys lie in blocks; others take 'full'")
         slots, value_width = _whole(capacity, period), width if value_width is None else value_width
         if self.offload and not host_memory.is_apart():

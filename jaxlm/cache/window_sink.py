@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxlm.cache.base import View
 from jaxlm.core.config import Spec, require
+from jaxlm.core.mask import Mask
 
 
 @jax.tree_util.register_dataclass
@@ -156,9 +157,20 @@ class WindowSink(Spec):
         pre_rotate: bool,
         value_width: int | None = None,
         side_width: int = 0,
+        mask: Mask | None = None,
     ) -> WindowSinkCache:
-        """An empty cache for ``groups`` key/value heads, of the same size whatever the ``capacity`` asked for."""
+        """An empty cache for ``groups`` key/value heads, of the same size whatever the ``capacity`` asked for.
+
+        Raises `ConfigError` for a ``mask`` that shows a query more keys than are held.
+        """
         slots = self.sinks + self.window
+        most = slots if mask is None else mask.most_blocks(1, 1)
+        require(
+            most is not None and most <= slots,
+            f"cache 'window_sink' holds {slots} keys, and the model's mask shows "
+            f"{'any number' if most is None else most}; give it a mask that shows no more (jaxlm.extend with 'streaming', "
+            "'window' or 'lm_infinite'), or the cache more room",
+        )
         return WindowSinkCache(
             k=jnp.zeros((batch, groups, slots, width), dtype),
             v=jnp.zeros((batch, groups, slots, width if value_width is None else value_width), dtype),

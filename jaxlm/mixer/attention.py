@@ -67,6 +67,7 @@ class Attention(Heads):
             dtype,
             pre_rotate=self.position.pre_rotate,
             side_width=self.position.side_width(own),
+            mask=self.mask,
         )
 
     def flops(self, dims: Dims, length: int) -> float:

@@ -117,6 +117,7 @@ class Mla(Spec):
             pre_rotate=self.position.pre_rotate,
             value_width=self.kv_rank,
             side_width=self.position.side_width(self.dims(dims)),
+            mask=self.mask,
         )
 
     def flops(self, dims: Dims, length: int) -> float:

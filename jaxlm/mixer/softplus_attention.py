@@ -78,6 +78,7 @@ class Lssa(Heads):
             dtype,
             pre_rotate=self.position.pre_rotate,
             side_width=self.position.side_width(own),
+            mask=self.mask,
         )
 
     def flops(self, dims: Dims, length: int) -> float:

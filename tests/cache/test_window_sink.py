@@ -143,3 +143,12 @@ def test_bad_settings(args, match):
     with pytest.raises(ConfigError, match=match) as caught:
         WindowSink(**args)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mask, shown", [("causal", "any number"), (Window(9), "9"), (Lambda(6, 3), "9")])
+def test_a_mask_that_shows_more_than_is_held(mask, shown):
+    model = jaxlm.LanguageModel(tiny({"mask": mask}))
+    with pytest.raises(ConfigError, match=f"holds 8 keys, and the model's mask shows {shown}") as caught:
+        jaxlm.init_state(model, 1, 20, WindowSink(sinks=2, window=6))
+    assert "\n" not in str(caught.value)
+    jaxlm.init_state(jaxlm.LanguageModel(tiny({"mask": Lambda(6, 2)})), 1, 20, WindowSink(sinks=2, window=6))
