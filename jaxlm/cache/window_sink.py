@@ -168,8 +168,8 @@ class WindowSink(Spec):
         require(
             most is not None and most <= slots,
             f"cache 'window_sink' holds {slots} keys, and the model's mask shows "
-            f"{'any number' if most is None else most}; give it a mask that shows no more (jaxlm.extend with 'streaming', "
-            "'window' or 'lm_infinite'), or the cache more room",
+            f"{'any number' if most is None else most}; give it a mask that shows no more (jaxlm.extend with "
+            "'streaming', 'window' or 'lm_infinite'), or the cache more room",
         )
         return WindowSinkCache(
             k=jnp.zeros((batch, groups, slots, width), dtype),
