@@ -108,6 +108,7 @@ def run(
         return
     workers = workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
     report, began = Report(steps), time.monotonic()
+    provenance.write(workdir, workers=workers)  # of the rows that an interrupted study leaves
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pending = [pool.submit(work, job, report) for job in jobs]
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.attention.mask import Window
 from jaxlm.cache.full import Full
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode.edit import edit_cache
@@ -198,7 +199,8 @@ def test_bad_edits(edit, match):
     ],
 )
 def test_models_that_cannot_be_edited(position, cache, match):
-    spec = tiny({"position": position}, {"ffn": None}, repeats=1)
+    mask = "causal" if cache == "full" else Window(8)
+    spec = tiny({"position": position, "mask": mask}, {"ffn": None}, repeats=1)
     model, params = jaxlm.LanguageModel(spec), decoder.unstack(params_of(spec))
     state = caller(spec)(params, TEXT, None, None, jaxlm.init_state(model, 2, ROOM, cache))[1]
     with pytest.raises(ConfigError, match=match) as caught:
