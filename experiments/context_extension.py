@@ -141,7 +141,9 @@ class Results:
 
     @classmethod
     def read(cls, workdir: Path, missing_ok: bool = False) -> Results:
-        found: Any = [study.read(workdir, kind, missing_ok, file) for kind, file in report.FILES.items()]
+        found: Any = [
+            study.read(workdir, kind, missing_ok or kind is not report.Row, file) for kind, file in report.FILES.items()
+        ]
         return cls(workdir, *found)
 
     def add(self, **more: list[Any]) -> None:

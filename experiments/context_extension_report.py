@@ -117,7 +117,7 @@ def table(
         f"'+{key // original}x' is the rise from 1x to {key // original}x, (least, most of the seeds);",
         f"passkey: found at {key // original}x, mean over depths; a decoding step after {longest} tokens and its state",
     ]
-    head = f"{'':<22}" + "".join(f"{f'{n / original:g}x':>7}" for n in lengths)
+    head = f"{'':<24}" + "".join(f"{f'{n / original:g}x':>7}" for n in lengths)
     lines.append(head + f"{f'+{key // original}x':>22}{'passkey':>9}{'ms':>8}{'kB':>8}")
     mean = lambda values: float(np.mean(values)) if len(values) else float("nan")
     for heading, arms in groups.items():
@@ -132,7 +132,7 @@ def table(
             found = [p.accuracy for p in passkeys if p.arm == arm and p.length == key]
             cost = [d for d in decoding if d.arm == arm and d.length == longest]
             price = f"{cost[0].milliseconds:>8.2f}{cost[0].state_bytes / 1000:>8.0f}" if cost else f"{'-':>8}{'-':>8}"
-            lines.append(f"  {arm:<20}{losses}{span:>22}{mean(found):>9.2f}{price}")
+            lines.append(f"  {arm:<22}{losses}{span:>22}{mean(found):>9.2f}{price}")
     return "\n".join(lines) + "\n"
 
 
@@ -149,14 +149,14 @@ def streams(found: Sequence[Stream], sinks: Sequence[Sinks], original: int) -> s
         "",
         "one token at a time through a cache of constant size: loss of the first L tokens, then of each tenth;",
         "milliseconds of a step in the second and the last tenth; the state",
-        f"{'':<22}{head}{'ms':>14}{'kB':>6}",
+        f"{'':<24}{head}{'ms':>14}{'kB':>6}",
     ]
     for arm in sorted({s.arm for s in found}):
         rows = [s for s in found if s.arm == arm]
         tenths = [[s for s in rows if low < s.tokens <= high] for low, high in itertools.pairwise(edges)]
         losses = "".join(f"{mean(part, 'loss'):>7.2f}" for part in ([s for s in rows if s.tokens == original], *tenths))
         times = f"{mean(tenths[1], 'milliseconds'):.2f} {mean(tenths[-1], 'milliseconds'):.2f}"
-        lines.append(f"  {arm:<20}{losses}{times:>14}{rows[0].state_bytes / 1000:>6.0f}")
+        lines.append(f"  {arm:<22}{losses}{times:>14}{rows[0].state_bytes / 1000:>6.0f}")
     layers = sorted({s.layer for s in sinks})
     shares = ", ".join(f"{mean([s for s in sinks if s.layer == n], 'share'):.3f} in layer {n}" for n in layers)
     lines.append(f"  attention that the first 4 tokens get within L, from the second half of it: {shares}")
