@@ -27,20 +27,25 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from configs.context_extension import get_config
 from experiments import command, provenance, study
 from experiments.context_extension import trained
+from experiments.extension_plan import Base, RunConfig
 from experiments.extension_text import Text
 from jaxlm.core import registry
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.data.text import read
+from jaxlm.ffn.mlp import Mlp
+from jaxlm.mixer.attention import Attention
 from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.language_model import LanguageModel, replace
+from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.dynamic import Dynamic
 from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.schedule import Schedule
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", "runs/growing", "where results go", flag_values=FLAGS)
@@ -48,6 +53,13 @@ STEPS = flags.DEFINE_integer("steps", 1200, "of training, at L", flag_values=FLA
 SEEDS = flags.DEFINE_integer("seeds", 3, "models", flag_values=FLAGS)
 WINDOWS = flags.DEFINE_integer("windows", 64, "texts that are read", flag_values=FLAGS)
 
+MODEL = ModelSpec(
+    vocab_size=ByteTokenizer().vocab_size,
+    width=64,
+    layers=(Group((Block(mixer=Attention(heads=4, position="rotary"), ffn=Mlp(activation="gelu")),), 2),),
+    remat="none",
+)
+OPTIMIZER = Optimizer(schedule=Schedule("cosine", 4e-3, warmup=0.03, final_fraction=0.1), b2=0.98, weight_decay=0.01)
 BIN = 32  # tokens that a line of the results is a mean of
 WAYS = ("full pass", "plain keys", "keys as they came", "declared")
 
@@ -168,7 +180,7 @@ def main() -> int:
         require(flag.value > 0, f"--{flag.name}: expected a positive number, got {flag.value}")
     workdir, began = Path(WORKDIR.value), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(get_config("study"), steps=STEPS.value, needles=0.0)
+    config = RunConfig(bases=(Base("rotary", MODEL),), steps=STEPS.value, batch_tokens=2048, optimizer=OPTIMIZER)
     text = Text(read(config.source), ByteTokenizer())
     base, progress, rows = config.bases[0], study.Report(STEPS.value * SEEDS.value), []
     windows = text.windows(4 * config.original, WINDOWS.value, 4 * config.original)

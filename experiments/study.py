@@ -108,17 +108,15 @@ def run(
         return
     workers = workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
     report, began = Report(steps), time.monotonic()
-    provenance.write(workdir, workers=workers)  # of the rows that an interrupted study leaves
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(work, job, report) for job in jobs]
-        try:
-            for future in concurrent.futures.as_completed(pending):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    report.close()
-    provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    pending = [pool.submit(work, job, report) for job in jobs]
+    try:
+        for future in concurrent.futures.as_completed(pending):
+            future.result()
+    finally:  # an interrupted study leaves rows, too, and says where they come from
+        pool.shutdown(cancel_futures=True)
+        report.close()
+        provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
 
 
 def figures(*draw: Callable[[], Path]) -> str:

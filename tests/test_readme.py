@@ -13,6 +13,7 @@ TABLES = (
     "length_generalization/demo/table.txt",
     "length_generalization/study/table.txt",
     "long_context_retrieval/study/table.txt",
+    "context_extension/study/table.txt",
     "rotary_precision/table.txt",
     "families/table.txt",
     "benchmark/attention.txt",
