@@ -14,6 +14,7 @@ TABLES = (
     "length_generalization/study/table.txt",
     "long_context_retrieval/study/table.txt",
     "context_extension/study/table.txt",
+    "growing_context/table.txt",
     "rotary_precision/table.txt",
     "families/table.txt",
     "benchmark/attention.txt",
