@@ -9,8 +9,10 @@ mean and >= +.4 each; SelfExtend, LM-Infinite, window and ALiBi <= +.2 each; NTK
 seed; interpolation worse on average than untouched before fine-tuning, and best or tied after it at the longer length;
 CLEX >= .6 below naive fine-tuning, with the control arm beside it: the same random positions, the equation not trained.
 
-Hardware and wall time: `smoke` under 60 s and `study` about an hour on 2 CPU cores; `accelerator` (not yet run) on one
-GPU or TPU; `checkpoint` as long as the model takes to read the windows.
+Found: README.md and results/context_extension/study; all met but interpolation after fine-tuning.
+
+Hardware and wall time: `smoke` about a minute and `study` about an hour and three quarters on 2 CPU cores;
+`accelerator` (not yet run) on one GPU or TPU; `checkpoint` as long as the model takes to read the windows.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from jaxlm.train.schedule import Schedule
 
 PRESETS = {
     "smoke": "two encodings, two methods, one tuned arm, one seed, 60 steps: that everything runs (< 60 s)",
-    "study": "every encoding and method, L = 64 to 64x, 3 seeds (about an hour on 2 CPU cores)",
+    "study": "every encoding and method, L = 64 to 64x, 3 seeds (under two hours on 2 CPU cores)",
     "accelerator": "the same at L = 512, 6 layers, width 384, bfloat16, one GPU or TPU chip",
     "checkpoint": "the methods on a model that is there: name it with --config.checkpoint=FOLDER",
 }

@@ -58,17 +58,7 @@ class Attention(Heads):
 
     def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> FullCache:
         """An empty cache of policy ``cache`` for ``max_length`` tokens."""
-        own = self.dims(dims)
-        return cache.init(
-            batch,
-            max_length,
-            self.groups,
-            own.head_dim,
-            dtype,
-            pre_rotate=self.position.pre_rotate,
-            side_width=self.position.side_width(own),
-            mask=self.mask,
-        )
+        return self.empty_cache(dims, batch, max_length, dtype, cache, self.mask)
 
     def flops(self, dims: Dims, length: int) -> float:
         """Scores and weighted sum over the keys a token sees: 4 H K per key."""

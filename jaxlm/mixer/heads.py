@@ -16,7 +16,7 @@ from jaxlm import dist
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.errors import choose
 from jaxlm.core.params import FanIn, ParamSpec, map_specs, zeros
-from jaxlm.core.types import Dims, Params, Specs
+from jaxlm.core.types import Dims, Mask, Params, Specs
 from jaxlm.ops.dense import dense
 
 
@@ -164,3 +164,17 @@ class Heads(Spec):
             return self.qk_norm(p, x)
         flat = {name: gain.reshape(-1) for name, gain in p.items()}
         return self.qk_norm(flat, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+    def empty_cache(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any, mask: Mask) -> Any:
+        """An empty cache of policy ``cache`` for ``max_length`` tokens that queries read through ``mask``."""
+        own = self.dims(dims)
+        return cache.init(
+            batch,
+            max_length,
+            self.groups,
+            own.head_dim,
+            dtype,
+            pre_rotate=self.position.pre_rotate,
+            side_width=self.position.side_width(own),
+            mask=mask,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import ParamSpec, initialize, ones
-from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.optimizer import Optimizer, Rate
 from jaxlm.train.schedule import Schedule
 from jaxlm.train.select import join, split
 
@@ -76,6 +78,21 @@ def test_equals_optax_adamw_with_decay_on_matrices_only(params):
         theirs, their_state = their_step(theirs, their_state, gradient(params, i))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rates_are_of_their_parameters_alone(params):
+    """The first pattern that matches holds: half the step, none at all, and all of it; weight decay goes with it."""
+    plain = Optimizer(schedule=CONSTANT, weight_decay=0.3)
+    rates = (Rate("embed/*", 0.5), Rate("*/norm/*", 0.0), Rate("embed/*", 9.0))
+    moved = []
+    for optimizer in (plain, dataclasses.replace(plain, rates=rates)):
+        init, step = stepper(optimizer.build(SPECS, 100))
+        after, _ = step(params, init(params), gradient(params, 0))
+        moved.append(jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after, params))
+    whole, ours = moved
+    np.testing.assert_allclose(ours["embed"]["tokens"], 0.5 * whole["embed"]["tokens"], rtol=1e-4, atol=1e-7)
+    assert not ours["group_0"]["norm"]["scale"].any() and whole["group_0"]["norm"]["scale"].all()
+    np.testing.assert_array_equal(ours["group_0"]["mixer"]["qkv"], whole["group_0"]["mixer"]["qkv"])
 
 
 def test_average_follows_its_recurrence(params):
@@ -161,6 +178,7 @@ def test_the_whole_tree_is_refused_where_the_trainable_part_is_meant(params):
         ),
         ({"trainable": ("head",)}, "Optimizer.trainable: no parameter matches 'head'"),
         ({"frozen": ("*",)}, "leaves nothing to train"),
+        ({"rates": (Rate("head", 2.0),)}, "Optimizer.rates: no parameter matches 'head'"),
     ],
 )
 def test_patterns_without_a_match_are_refused_in_one_line(change, message):
