@@ -117,6 +117,12 @@ def table(head: list[str], lines: Iterable[list[str]]) -> str:
     return "\n".join([row(head), row(["---"] * len(head)), *map(row, lines)])
 
 
+def of_the_library(kind: str) -> list[tuple[str, Any]]:
+    """Registered methods by name, without those that a user or a test has added to the registry of this process."""
+    made = ((name, make(kind, name)) for name in sorted(registry.methods(kind)))
+    return [(name, method) for name, method in made if type(method).__module__.startswith("jaxlm.")]
+
+
 def page(rows: list[Row], used: dict[str, list[str]]) -> str:
     original = min((r.length for r in rows), default=64)
     longest = max((r.length for r in rows), default=64)
@@ -126,8 +132,7 @@ def page(rows: list[Row], used: dict[str, list[str]]) -> str:
     out = [HEAD.format(original=original, most=longest // original, seeds=seeds)]
 
     lines = []
-    for name in sorted(registry.methods("position")):
-        encoding = make("position", name)
+    for name, encoding in of_the_library("position"):
         doc = _file(encoding)
         measured = rise(rows, [name, *sorted(arm for arm in arms if arm.startswith(f"{name}_"))], original)
         lines.append(
@@ -137,8 +142,7 @@ def page(rows: list[Row], used: dict[str, list[str]]) -> str:
     out += ["## Encodings", table(["name", "what", "learned", "cache", *beyond, "families", "paper"], lines)]
 
     lines = []
-    for name in sorted(registry.methods("rotary_scaling")):
-        scaling = make("rotary_scaling", name)
+    for name, scaling in of_the_library("rotary_scaling"):
         doc = _file(scaling)
         rule = "plain keys" if scaling.by_length else "rotated keys"
         plain = rise(rows, [name], original)
