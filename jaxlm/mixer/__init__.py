@@ -4,6 +4,7 @@ METHODS = {
     "attention": "attention:Attention",
     "big_bird": "big_bird:BigBird",
     "landmark": "landmark:LandmarkAttention",
+    "linear_attention": "linear_attention:LinearAttention",
     "longformer": "longformer:Longformer",
     "mla": "mla:Mla",
     "path": "path:Path",

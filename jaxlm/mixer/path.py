@@ -31,7 +31,7 @@ from jaxlm.mixer.heads import Heads
 from jaxlm.ops.causal_conv import Tail, causal_conv, empty_tail
 from jaxlm.ops.dense import dense
 from jaxlm.ops.path import Keys, Logits, Turns, path_attention, reference
-from jaxlm.ops.segments import previous_segment, running_sum
+from jaxlm.ops.segments import last_segment, previous_segment, running_sum
 
 GATES = ("none", "logits", "products")
 
@@ -168,12 +168,10 @@ class Path(Heads):
             at = state.cursor
             put = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), at, 1)
             keys = jax.tree.map(put, state.keys._replace(k=old), new._replace(k=own))
-            latest = jnp.where(segments != 0, jnp.arange(segments.shape[1]), -1).max(1)
-            last = jnp.take_along_axis(segments, jnp.maximum(latest, 0)[:, None], 1)[:, 0]
             state = PathState(
                 keys,
                 tail,
-                segment=jnp.where(latest >= 0, last, state.segment),
+                segment=last_segment(segments, state.segment),
                 sums=None if sums is None else sums[:, -1],
                 cursor=at + q.shape[1],
             )

@@ -170,6 +170,15 @@ def rooms(spec: ModelSpec, length: int) -> tuple[int, ...]:
     return tuple(most if getattr(mixer, "padding_takes_room", True) else least for mixer in mixers)
 
 
+def _check_state(spec: ModelSpec, state: Any, batch: int) -> None:
+    layers, rows = len(state["layers"]), len(state["position"])
+    require(
+        layers == spec.depth and rows == batch,
+        f"state: a state of another model or batch: of {layers} layers and {rows} rows; "
+        f"the model has {spec.depth} layers, the tokens {batch} rows",
+    )
+
+
 def _check_length(spec: ModelSpec, length: int) -> None:
     limit = max_positions(spec)
     if limit is not None and length > limit:
@@ -226,6 +235,8 @@ def forward(
     inputs = tokens if tokens is not None else inputs_embeds
     assert inputs is not None
     batch, size = inputs.shape[:2]
+    if state is not None:
+        _check_state(spec, state, batch)
     slots = positions is None and segment_ids is None and state is None
     if ordered is None:
         ordered = positions is None

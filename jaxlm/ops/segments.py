@@ -1,6 +1,8 @@
-"""What running counts and sums need to know of packed rows: where a segment begins, across padding and pieces."""
+"""What running counts, sums and states must know of packed rows: where segments begin, across padding and pieces."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +32,34 @@ def running_sum(steps: jax.Array, starts: jax.Array, before: jax.Array) -> jax.A
     flags = jnp.broadcast_to(starts[..., None], steps.shape)
     sums, anew = jax.lax.associative_scan(join, (steps, flags), axis=1)
     return jnp.where(anew, sums, sums + before[:, None])
+
+
+def last_segment(segment_ids: jax.Array, before: jax.Array) -> jax.Array:
+    """The segment of each row's last real token, int32 [B]; ``before`` [B] where there is none."""
+    latest = jnp.where(segment_ids != 0, jnp.arange(segment_ids.shape[1]), -1).max(1)
+    last = jnp.take_along_axis(segment_ids, jnp.maximum(latest, 0)[:, None], 1)[:, 0]
+    return jnp.where(latest >= 0, last, before)
+
+
+class Rows(NamedTuple):
+    """What a recurrence needs to know of padded and packed rows.
+
+    Attributes:
+      real: boolean [B, L]. Padding leaves a state as it is: it neither fades nor adds to it.
+      epoch: int32 [B, L], how many documents have begun in this piece by then, after another one: tokens of epoch 0
+        continue the state that was given, and two tokens meet only within an epoch.
+    """
+
+    real: jax.Array
+    epoch: jax.Array
+
+
+def rows_of(segment_ids: jax.Array, before: jax.Array | None = None) -> Rows:
+    """`Rows` of segments int32 [B, L], 0 for padding, after a real token of segment ``before`` [B] (0 or None: none).
+
+    The first document of all continues the initial state, whatever that holds; later ones begin at zero.
+    """
+    before = jnp.zeros_like(segment_ids[:, 0]) if before is None else before
+    previous = previous_segment(segment_ids, before)
+    real = segment_ids != 0
+    return Rows(real, jnp.cumsum(real & (previous != 0) & (segment_ids != previous), axis=1, dtype=jnp.int32))

@@ -13,10 +13,12 @@ import pytest
 
 import jaxlm
 from jaxlm import dist, mixer
+from jaxlm.core import registry
 from jaxlm.core.config import from_dict, make, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import map_specs
 from jaxlm.core.types import Context
+from jaxlm.mixer.recurrent import Recurrent
 from jaxlm.model import decoder
 from jaxlm.model.describe import parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
@@ -47,6 +49,8 @@ CASES = [
     Case("big_bird", {"heads": 4, "block": 1, "random": 1, "choice": "first", "soft_cap": 3.0, "qkv_bias": True}),
     Case("landmark", {"heads": 4, "kv_heads": 2, "period": 3, "position": ROTARY}),
     Case("landmark", {"heads": 4, "period": 2, "qk_norm": "rms", "qk_norm_rotated": True, "soft_cap": 3.0}),
+    Case("linear_attention", {"heads": 4, "chunk": 4}),
+    Case("linear_attention", {"heads": 2, "chunk": 64, "features": "identity", "normalise": False}),
     Case(
         "longformer",
         {
@@ -77,7 +81,17 @@ def flows(case: Case) -> bool:
     return method.streaming and method.causal
 
 
+def has_a_reference(case: Case) -> bool:
+    return "implementation" in {field.name for field in dataclasses.fields(registry.get("mixer", case.name))}
+
+
+def is_recurrent(case: Case) -> bool:
+    return issubclass(registry.get("mixer", case.name), Recurrent)
+
+
 every, streaming = over(CASES), over([case for case in CASES if flows(case)])
+recurrent = over([case for case in CASES if is_recurrent(case) and flows(case)])
+caching = over([case for case in CASES if flows(case) and not is_recurrent(case)])
 
 LENGTH, WIDTH = 9, 16
 # A whole row, padding on the left, padding in mid-stream, packed.
@@ -155,7 +169,7 @@ def test_padding_and_other_documents_are_unseen(case):
     np.testing.assert_array_equal(after[REAL], before[REAL])
 
 
-@every
+@over([case for case in CASES if has_a_reference(case)])
 def test_gradients_equal_the_reference(case):
     """Of every parameter, through rows that hold padding (whose queries see no key)."""
 
@@ -206,7 +220,42 @@ def test_what_looks_ahead_says_so(case):
     assert np.abs(after - logits(case))[:, :5].max() > 1e-2
 
 
-@streaming
+@recurrent
+def test_gradients_go_through_states(case):
+    """In two pieces, the second from the state after the first: as in one; and the initial state has gradients too."""
+    spec, params, _ = model(case)
+
+    def loss(params, memory, pieces):
+        state = decoder.init_state(spec, len(TOKENS), LENGTH, make("cache", "full"))
+        state["layers"] = tuple(dataclasses.replace(entry, memory=memory) for entry in state["layers"])
+        total = 0.0
+        for at in pieces:
+            tokens, segments = jnp.asarray(TOKENS[:, at]), jnp.asarray(SEGMENTS[:, at])
+            out = decoder.forward(spec, params, tokens, segment_ids=segments, state=state)
+            total, state = total + jnp.sum(jnp.sin(out.logits) * REAL[:, at, None]), out.state
+        return total
+
+    shapes = spec.layers[0].pattern[0].mixer.memory(decoder.dims_of(spec))
+    draw = np.random.default_rng(1).uniform
+    memory = {name: jnp.asarray(draw(0.1, 0.5, (len(TOKENS), *s)), jnp.float32) for name, s in shapes.items()}
+    one = jit(jax.grad(functools.partial(loss, pieces=[slice(0, LENGTH)]), (0, 1)))(params, memory)
+    two = jit(jax.grad(functools.partial(loss, pieces=[slice(0, 5), slice(5, LENGTH)]), (0, 1)))(params, memory)
+    close(one, two, 2e-5)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(one[1]))
+
+
+@recurrent
+def test_a_state_of_another_batch_or_model_is_refused(case):
+    spec, params, _ = model(case)
+    wider = dataclasses.replace(spec, width=2 * WIDTH)
+    for other, batch in ((spec, len(TOKENS) + 1), (wider, len(TOKENS))):
+        state = decoder.init_state(other, batch, LENGTH, make("cache", "full"))
+        with pytest.raises(ConfigError, match="a state of another model or batch") as caught:
+            decoder.forward(spec, params, TOKENS, state=state)
+        assert "\n" not in str(caught.value)
+
+
+@caching
 def test_a_cache_that_overflows_reads_nan(case):
     spec, params, call = model(case)
     state = jaxlm.init_state(jaxlm.LanguageModel(spec), len(TOKENS), LENGTH - 1)
