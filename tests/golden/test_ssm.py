@@ -1,0 +1,6 @@
+"""Golden vectors of state-space and recurrent mixers: values and gradients of every file, each by the part that knows it.
+
+A part is a module of `tests.golden.ssm` whose tests are imported here, so that this file is the whole suite.
+"""
+
+from tests.golden.ssm.scalar_decay import *  # noqa: F403
