@@ -63,6 +63,9 @@ class Streaming(RotaryViews):
         size = self.sinks + self.window
         if self.by_length and length is None:  # no text is longer than the cache
             length = jnp.minimum(jnp.maximum(pos_q.max(-1), pos_k.max(-1)) + 1, size)
+        if q.shape[1] == 1:  # a step: each row's keys have one position, sinks or not
+            at = pos_k - jnp.where(pos_k < self.sinks, jnp.minimum(pos_q, size - 1), pos_q)
+            return [(*self.view(p, q, k, jnp.zeros_like(pos_q), at, length), None)]
         origin = pos_q.max(-1, keepdims=True)
         local = self.view(p, q, k, pos_q - origin, pos_k - origin, length)
         if not self.sinks:

@@ -1,4 +1,4 @@
-"""Golden vectors of state-space and recurrent mixers: values and gradients of every file, each by the part that knows it.
+"""Golden vectors of state-space and recurrent mixers: values and gradients of every file, each in the part it is of.
 
 A part is a module of `tests.golden.ssm` whose tests are imported here, so that this file is the whole suite.
 """
