@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def collect() -> dict[str, Any]:
-    """JSON-ready facts of this process: command, commit (``-dirty`` if the tree differs), date, hardware, versions."""
+    """JSON-ready facts of this process: command, commit (``-dirty`` if the code differs), date, hardware, versions."""
     import jax
 
     return {
@@ -78,7 +78,9 @@ def _commit() -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        code = (".", ":(exclude)results")  # a study that is continued writes to its own committed results
+        changed = git("-C", "..", "status", "--porcelain", "--untracked-files=no", "--", *code)
+        return commit + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -23,6 +23,7 @@ Axes = tuple[str | None, ...]
 
 RULES: Rules = {
     "batch": ("data", "fsdp"),
+    "length": "context",
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
@@ -89,6 +90,12 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 def is_active() -> bool:
     """Whether a mesh is in use."""
     return _ACTIVE.get() is not None
+
+
+def active_mesh() -> jax.sharding.Mesh | None:
+    """The mesh in use."""
+    active = _ACTIVE.get()
+    return None if active is None else active[0]
 
 
 def divides(name: str, size: int) -> bool:

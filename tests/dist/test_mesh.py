@@ -23,8 +23,8 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 )
 def test_one_size_may_be_all_that_remain(sizes, expected):
     mesh = dist.make_mesh(dist.Mesh(*sizes))
-    assert tuple(mesh.shape.values()) == expected
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert tuple(mesh.shape[axis] for axis in ("data", "fsdp", "tensor")) == expected
+    assert mesh.axis_names == ("data", "fsdp", "context", "tensor") and mesh.shape["context"] == 1
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
@@ -33,7 +33,7 @@ def test_a_mesh_that_does_not_fit_the_devices(sizes):
     with pytest.raises(ConfigError) as error:
         dist.make_mesh(dist.Mesh(*sizes))
     assert "does not fit 8 devices" in one_line(error)
-    assert f"data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}" in one_line(error)
+    assert f"data={sizes[0]} fsdp={sizes[1]} context=1 tensor={sizes[2]}" in one_line(error)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (2, -2, 1)])

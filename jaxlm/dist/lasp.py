@@ -1,0 +1,104 @@
+"""LASP-2: linear recurrences over rows that are split over devices (Sun et al. 2025, Rethinking LASP).
+
+Each device runs the recurrence over its piece of the row from a state of zero, and finds what the piece would do to a
+state that came in: as everything is linear in the state, a matrix M_i beside the piece's own N_i. One all-gather of
+(N, M), whose size does not depend on the length, tells each device what comes in,
+
+    S_i = M_{i-1} S_{i-1} + N_{i-1}        o_t = (its own) + r_t^T S_i
+
+Where the decay is a diagonal, M and r have a closed form (`jaxlm.ops.passing`). In general (the delta rule) they are
+had from the recurrence itself: as many values as the keys are wide are added, all zero, and begin at the unit matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxlm.dist.rules import active_mesh
+from jaxlm.ops.passing import passing
+from jaxlm.ops.segments import Rows
+
+AXIS = "context"
+
+
+def lasp(
+    op: Callable[..., tuple[jax.Array, jax.Array]],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *others: jax.Array | None,
+    rows: Rows | None,
+    state: jax.Array | None,
+    diagonal: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """``op(q, k, v, *others, rows=rows, state=state)``, each device of the mesh's context axis with its piece of the
+    rows; as it is without a mesh, with one piece, or where the pieces would not be equal.
+
+    Args:
+      op: a recurrence of `jaxlm.ops`, linear in values and state; returns outputs [B, L, H, V] and the state.
+      q, k: [B, L, G, K].
+      v: [B, L, H, V].
+      others: further arguments; arrays [B, L, ...] are split, smaller ones are not.
+      rows, state: as ``op`` takes them; state float32 [B, H, K, V].
+      diagonal: ``others`` is at most a log decay, as `jaxlm.ops.passing.passing` takes it, that acts before a token is read.
+    """
+    mesh, length = active_mesh(), q.shape[1]
+    pieces = 1 if mesh is None else mesh.shape[AXIS]
+    if pieces == 1 or length % pieces:
+        return op(q, k, v, *others, rows=rows, state=state)
+    start = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), jnp.float32) if state is None else state
+    marks = None if rows is None else (rows.real, jnp.diff(rows.epoch, axis=1, prepend=0) > 0)
+
+    def piece(tokens: tuple[Any, ...], marks: Any, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = None if marks is None else Rows(marks[0], jnp.cumsum(marks[1], 1, dtype=jnp.int32))
+        run = _diagonal if diagonal else _general
+        out, reading, end = run(op, tokens, own)
+        width = out.shape[-1]
+
+        def pass_on(state: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
+            added, through = end[..., :width], end[..., width:]
+            left = through * state if diagonal else jnp.matmul(through, state, precision="highest")
+            return left + added, state
+
+        final, incoming = jax.lax.scan(pass_on, start, jax.lax.all_gather(end, AXIS))
+        mine = jax.lax.dynamic_index_in_dim(incoming, jax.lax.axis_index(AXIS), 0, keepdims=False)
+        return out + jnp.einsum("blhk,bhkv->blhv", reading, mine).astype(out.dtype), final
+
+    tokens = (q, k, v, *others)
+    split = lambda x: PartitionSpec(None, AXIS) if x.ndim > 1 and x.shape[1] == length else PartitionSpec()
+    run: Any = jax.shard_map(
+        piece,
+        mesh=mesh,
+        in_specs=(jax.tree.map(split, tokens), jax.tree.map(split, marks), PartitionSpec()),
+        out_specs=(PartitionSpec(None, AXIS), PartitionSpec()),
+        check_vma=False,
+        axis_names={AXIS},
+    )
+    return run(tokens, marks, start)
+
+
+def _diagonal(
+    op: Callable[..., tuple[jax.Array, jax.Array]], tokens: tuple[Any, ...], rows: Rows | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Outputs, what reads the state that comes in, and [N | m] of one piece."""
+    q, _, v, *decay = tokens
+    out, own = op(*tokens, rows=rows, state=None)
+    reading, left = passing(q, v.shape[2], decay[0] if decay else None, rows)
+    return out, reading, jnp.concatenate((own, left[..., None]), -1)
+
+
+def _general(
+    op: Callable[..., tuple[jax.Array, jax.Array]], tokens: tuple[Any, ...], rows: Rows | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same with [N | M]."""
+    q, k, v, *others = tokens
+    (batch, length, heads, width), keys = v.shape, q.shape[-1]
+    values = jnp.concatenate((v, jnp.zeros((batch, length, heads, keys), v.dtype)), -1)
+    unit = jnp.broadcast_to(jnp.eye(keys, width + keys, width), (batch, heads, keys, width + keys))
+    out, end = op(q, k, values, *others, rows=rows, state=unit)
+    return out[..., :width], out[..., width:].astype(jnp.float32), end
