@@ -45,7 +45,8 @@ def lasp(
       v: [B, L, H, V].
       others: further arguments; arrays [B, L, ...] are split, smaller ones are not.
       rows, state: as ``op`` takes them; state float32 [B, H, K, V].
-      diagonal: ``others`` is at most a log decay, as `jaxlm.ops.passing.passing` takes it, that acts before a token is read.
+      diagonal: ``others`` is at most a log decay, as `jaxlm.ops.passing.passing` takes it, and a token reads the state
+        that it has decayed and added to.
     """
     mesh, length = active_mesh(), q.shape[1]
     pieces = 1 if mesh is None else mesh.shape[AXIS]
