@@ -23,8 +23,8 @@ from experiments.aot import tpu
 from experiments.aot.cases import Case
 
 FOLDER = "JAXLM_SCHEDULES"  # the environment's name for where the child writes
-PATTERNS = ("window 1024 + 4", "landmark")
-KERNEL = re.compile(r"(?:block_sparse|landmark)_\w+?_kernel")
+PATTERNS = ("window 1024 + 4", "landmark", "Mamba-2", "Mamba")
+KERNEL = re.compile(r"(?:block_sparse|landmark|ssd|selective_scan)_\w+?_kernel")
 UNITS = {"MXU": "matrix", "VALU": "vector", "XLU": "lanes", "EUP": "exponential"}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments.aot.cases import LANDMARK, Case, attention_cases, program
+from experiments.aot.cases import LANDMARK, SELECTIVE_SCAN, SSD, Case, cases_of, program
 from pallas_kernels.block_sparse_attention.call import aimed_at
 
 CHIPS = {
@@ -40,15 +40,19 @@ device_description_str: "NVIDIA H200"
 }
 TARGET = "sm_90a"
 MOST_SHARED_MEMORY = 232448  # bytes a block may ask for: shared_memory_per_block_optin
-NAME = r"(?:block_sparse|landmark)_attention"  # is part of the kernels' names
+NAME = r"(?:(?:block_sparse|landmark)_attention|ssd_|selective_scan_)"  # is part of the kernels' names
 KERNELS = ("attention/mosaic_gpu", "attention/triton")
 
 
 def kernels() -> list[Case]:
     """Every case of every GPU kernel."""
     lengths = 4096, 16384
-    cases = [case for kernel in KERNELS for case in attention_cases(kernel, CHIPS, lengths)]
-    return cases + attention_cases("landmark/triton", CHIPS, lengths, patterns=LANDMARK, dtypes=("bfloat16", "float32"))
+    both = "bfloat16", "float32"
+    cases = [case for kernel in KERNELS for case in cases_of(kernel, CHIPS, lengths)]
+    cases += cases_of("landmark/triton", CHIPS, lengths, patterns=LANDMARK, dtypes=both)
+    cases += cases_of("ssd/triton", CHIPS, lengths, patterns=SSD)
+    cases += cases_of("ssd/triton", CHIPS, lengths, (64,), SSD, ("float32",))  # keys of 128 would spill
+    return cases + cases_of("selective_scan/triton", CHIPS, lengths, (16,), SELECTIVE_SCAN, both)
 
 
 def compile(case: Case) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.aot.cases import LANDMARK, Case, attention_cases, lowered_for, program
+from experiments.aot.cases import LANDMARK, SELECTIVE_SCAN, SSD, Case, cases_of, lowered_for, program
 from pallas_kernels.block_sparse_attention.call import aimed_at
 
 CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}  # topologies the compiler has names for
@@ -18,8 +18,10 @@ CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}  # topologi
 def kernels() -> list[Case]:
     """Every case of every TPU kernel. The long gradients stand for their forward passes, which they contain."""
     lengths = 4096, 65536
-    cases = attention_cases("attention/tpu", CHIPS, lengths)
-    cases += attention_cases("landmark/tpu", CHIPS, lengths, patterns=LANDMARK)
+    cases = cases_of("attention/tpu", CHIPS, lengths)
+    cases += cases_of("landmark/tpu", CHIPS, lengths, patterns=LANDMARK)
+    cases += cases_of("ssd/tpu", CHIPS, lengths, patterns=SSD)
+    cases += cases_of("selective_scan/tpu", CHIPS, lengths, (16,), SELECTIVE_SCAN)
     return [case for case in cases if case.direction == "gradient" or case.length == lengths[0]]
 
 

@@ -3,7 +3,7 @@
 The entries, for B rows of L places:
 
     tokens       int32   [B, L]  the model's inputs
-    targets      int32   [B, L]  the next token at each place
+    targets      int32   [B, L]  the next token at each place, or the label of tasks that have labels
     weights      float32 [B, L]  1 where the target counts in the loss, 0 elsewhere
     segment_ids  int32   [B, L]  1, 2, ... for the documents of a row, 0 on padding
     positions    int32   [B, L]  0, 1, ... within each document
@@ -22,6 +22,7 @@ from jaxlm.data.tasks.base import PAD, Example
 
 def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     """One example a row, padded on the right; only target tokens (``<eos>`` among them) have weight.
+    Where an example has labels, they are the targets, and only they have weight.
 
     An example of T tokens takes T - 1 places (the last token is only ever predicted), so ``tokens_bound(n) - 1`` always
     fits. Positions run on over the padding, which no real token attends to.
@@ -41,7 +42,12 @@ def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]
             raise ConfigError(f"pad_batch: example {row} needs {used} places, got length {length}; try tokens_bound")
         tokens[row, :used] = example.tokens[:-1]
         targets[row, :used] = example.tokens[1:]
-        weights[row, example.prompt_length - 1 : used] = 1.0
+        if example.labels is None:
+            weights[row, example.prompt_length - 1 : used] = 1.0
+        else:
+            labelled = example.labels >= 0
+            targets[row, :used] = np.where(labelled, example.labels, targets[row, :used])
+            weights[row, :used] = labelled
         segment_ids[row, :used] = 1
     positions = np.tile(np.arange(length, dtype=np.int32), (len(examples), 1))
     batch = {

@@ -2,7 +2,8 @@
 
 ``silu`` is SwiGLU, ``gelu`` GEGLU, ``relu`` ReGLU, ``sigmoid`` GLU, ``identity`` the bilinear form. Gate and up are one
 (D, F, 2) weight: one matmul, and sharding F needs no traffic to pair them. GPT-OSS clamps both before they meet and
-adds 1 to the up part: act(min(gate, c)) * (clip(up, -c, c) + 1), with ``quick_gelu``.
+adds 1 to the up part: act(min(gate, c)) * (clip(up, -c, c) + 1), with ``quick_gelu``. Falcon-H1 scales the gate before
+its activation, and the output (muP).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Glu(FeedForward):
       bias: whether both layers have one.
       limit: if positive, the gate is at most this and the up part within plus and minus this.
       up_offset: added to the up part.
+      gate_scale, out_scale: factors of the gate before its activation, and of the output.
     """
 
     paper: ClassVar[str] = "Shazeer 2020, GLU Variants Improve Transformer"
@@ -42,6 +44,8 @@ class Glu(FeedForward):
     bias: bool = False
     limit: float = 0.0
     up_offset: float = 0.0
+    gate_scale: float = 1.0
+    out_scale: float = 1.0
 
     def check(self) -> None:
         activation(self.activation)
@@ -62,8 +66,11 @@ class Glu(FeedForward):
     def apply(self, linear: Linear, x: jax.Array) -> jax.Array:
         both = linear("in", x)
         gate, up = both[..., 0], both[..., 1]
+        if self.gate_scale != 1:
+            gate = gate * self.gate_scale
         if self.limit:
             gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
         if self.up_offset:
             up = up + self.up_offset
-        return linear("out", activation(self.activation)(gate) * up)
+        out = linear("out", activation(self.activation)(gate) * up)
+        return out if self.out_scale == 1 else out * self.out_scale

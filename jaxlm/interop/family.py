@@ -19,11 +19,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxlm.core import config
+from jaxlm.core import config, registry
 from jaxlm.core.errors import ConfigError, shown
 from jaxlm.core.types import Dims
 from jaxlm.interop.config import REQUIRED, Config
 from jaxlm.interop.layout import Layout
+from jaxlm.mixer.keyed import Keyed
+from jaxlm.mixer.mamba import Mamba
+from jaxlm.mixer.rg_lru import RgLru
+from jaxlm.mixer.rwkv4 import Rwkv4
+from jaxlm.mixer.rwkv_channel import RwkvChannel
 from jaxlm.model.spec import Block, Group, ModelSpec
 
 
@@ -35,17 +40,34 @@ class Draft:
         self.blocks = [block] * depth
 
     def set(self, path: str, value: Any, layer: int | None = None) -> None:
-        """Sets ``"model.<field>"``, or a field of every block (or of one ``layer``'s): ``"mixer.position.base"``."""
+        """Sets ``"model.<field>"``, a field of every block (or of one ``layer``'s), ``"mixer.position.base"``, or of the
+        mixers or feed-forwards that are registered by a name, ``"mamba2.state"``."""
         head, _, field = path.partition(".")
         if head == "model":
             name, _, inner = field.partition(".")
             self.model[name] = config.replace_at(self.model[name], inner, value) if inner else value
             return
         for i in range(len(self.blocks)) if layer is None else (layer,):
-            self.blocks[i] = config.replace_at(self.blocks[i], path, value)
+            if own := within(self.blocks[i], path):
+                self.blocks[i] = config.replace_at(self.blocks[i], own, value)
 
     def build(self) -> ModelSpec:
         return ModelSpec(**self.model, layers=group(self.blocks))
+
+
+def within(block: Block, path: str) -> str:
+    """A path of `Draft.set` as one from the block; empty if it means another kind of mixer or feed-forward."""
+    head, _, field = path.partition(".")
+    if head in FIELDS:
+        return path
+    for slot in ("mixer", "ffn"):
+        part = getattr(block, slot)
+        if part is not None and registry.name_of(slot, part) == head:
+            return f"{slot}.{field}"
+    return ""
+
+
+FIELDS = {field.name for field in dataclasses.fields(Block)}
 
 
 def group(blocks: Sequence[Block]) -> tuple[Group, ...]:
@@ -107,12 +129,20 @@ class Keys(dict[str, Key]):
         for name, key in self.items():
             if not key.paths:
                 continue
-            head, _, rest = (key.paths if isinstance(key.paths, str) else key.paths[0]).partition(".")
-            values = [_get(spec, rest)] if head == "model" else (_get(block, f"{head}.{rest}") for block in blocks)
-            value = next((value for value in values if value is not None), None)  # dense layers lack what experts have
+            found = (found_at(spec, blocks, path) for path in ((key.paths,) if isinstance(key.paths, str) else key.paths))
+            value = next((value for value in found if value is not None), None)
             if value is not None:
                 out[name] = key.theirs(value)
         return out
+
+
+def found_at(spec: ModelSpec, blocks: list[Block], path: str) -> Any:
+    """What the model has at a path of `Draft.set`: in the first block that has it, None if no block does."""
+    head, _, rest = path.partition(".")
+    if head == "model":
+        return _get(spec, rest)
+    own = ((block, within(block, path)) for block in blocks)
+    return next((value for block, at in own if at and (value := _get(block, at)) is not None), None)
 
 
 def _get(value: Any, path: str) -> Any:
@@ -147,10 +177,13 @@ class Family:
       block: every layer's block before the settings are read.
       parts: the settings.
       tensors: our parameter paths (a block's without its group, ``"mixer/qkv"``) to stored tensors, ``{layer}`` for the
-        layer's number; a function of the model where names depend on it.
+        layer's number; a function of the model where names depend on it. Of layers whose mixers have paths in common
+        but not tensors, ``"mamba:mixer/out"`` (`layout.only`) comes first.
       prefix: what names of a checkpoint of the bare model lack.
       buffers: patterns of names that old files hold and nobody needs.
-      depth: the key that counts the layers, and other spellings of it.
+      depth: the key that counts the layers or lists them, and other spellings of it. Parts may make more or fewer blocks
+        of them, and then write the key themselves.
+      layer: the number of the stored layer that each block is, or begins with; by default its own.
       renamed: old spellings within stored names, ``{"gamma": "weight"}``.
       model: fields of `ModelSpec` that no setting changes.
     """
@@ -166,6 +199,7 @@ class Family:
     depth: tuple[str, ...] = ("num_hidden_layers",)
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layer: Callable[[list[Block]], Sequence[int]] = lambda blocks: range(len(blocks))
 
     def read(self, c: Config) -> ModelSpec:
         """The model of a config.json. Raises `ConfigError` naming the key that cannot be served, and why."""
@@ -174,7 +208,8 @@ class Family:
                 "config.json: quantization_config is not supported (weights must be float32, bfloat16 or float16); "
                 "save a dequantised copy with transformers first"
             )
-        depth = c.integer(*self.depth)
+        depth = c.look_up(self.depth, (int, list, str))
+        depth = depth if isinstance(depth, int) else len(depth)
         if depth < 1:
             raise ConfigError(f"config.json: {self.depth[0]} should be positive, got {depth}")
         draft = Draft(self.block, depth)
@@ -212,6 +247,10 @@ class Family:
         """`tensors` for one model."""
         return self.tensors(spec) if callable(self.tensors) else self.tensors
 
+    def numbers(self, spec: ModelSpec) -> Sequence[int]:
+        """The number of each block's layer in stored names."""
+        return self.layer([block for g in spec.layers for _ in range(g.repeats) for block in g.pattern])
+
 
 def canonical(spec: ModelSpec) -> list[Block]:
     """Every layer's block in order, with values in place of the zeros that stand for defaults."""
@@ -223,8 +262,21 @@ def canonical(spec: ModelSpec) -> list[Block]:
 
 
 def _explicit(block: Block, width: int) -> Block:
-    mixer, ffn = block.mixer, block.ffn
+    return dataclasses.replace(block, mixer=_complete(block.mixer, width), ffn=_sized(block.ffn, width))
+
+
+# Of mixers: how to compute, and values at first.
+UNSTORED = (
+    "chunk", "implementation", "step_range", "step_floor", "decay_range", "a_range", "dt_range",
+)  # fmt: skip
+
+
+def _complete(mixer: Any, width: int) -> Any:
+    """A mixer with values in place of zeros, and without what checkpoints do not tell."""
     fields = {field.name for field in dataclasses.fields(mixer)}
+    if {"first", "second"} <= fields:
+        parts = {name: _complete(getattr(mixer, name), width) for name in ("first", "second")}
+        return dataclasses.replace(mixer, **parts)
     if {"heads", "kv_heads", "head_dim", "scale"} <= fields:
         head_dim = mixer.head_dim or width // mixer.heads
         mixer = dataclasses.replace(
@@ -233,9 +285,17 @@ def _explicit(block: Block, width: int) -> Block:
             head_dim=head_dim,
             scale=mixer.scale or head_dim**-0.5,
             qk_norm_span="head" if mixer.qk_norm is None else mixer.qk_norm_span,
-            implementation="auto",
         )
-    return dataclasses.replace(block, mixer=mixer, ffn=_sized(ffn, width))
+    if isinstance(mixer, Mamba):
+        mixer = dataclasses.replace(mixer, dt_rank=mixer.dt_rank or -(-width // 16))
+    elif isinstance(mixer, RgLru | Rwkv4):
+        mixer = dataclasses.replace(mixer, width=mixer.width or width)
+    elif isinstance(mixer, RwkvChannel):
+        mixer = dataclasses.replace(mixer, hidden=mixer.hidden or 4 * width)
+    elif isinstance(mixer, Keyed):
+        keys, values = mixer.widths(Dims(width))
+        mixer = dataclasses.replace(mixer, key_heads=mixer.groups, key_width=keys, value_width=values)
+    return dataclasses.replace(mixer, **{name: getattr(type(mixer), name) for name in UNSTORED if name in fields})
 
 
 def _sized(ffn: Any, width: int) -> Any:

@@ -9,7 +9,7 @@ another, or one with the heads interleaved. Each is a few `Piece`s; loading and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,31 +60,52 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows of a stored tensor that several of our arrays share: of each of ``groups`` runs of ``size`` rows, those
+    from ``start`` up to ``stop``."""
+
+    groups: int
+    size: int
+    start: int
+    stop: int
+
+    def of(self, tensor: np.ndarray) -> np.ndarray:
+        """A view of those rows, [groups, stop - start, ...]."""
+        return tensor.reshape(self.groups, self.size, *tensor.shape[1:])[:, self.start : self.stop]
+
+
+@dataclasses.dataclass(frozen=True)
 class Place:
     """Where one stored tensor comes from: pieces of our array after one another along ``axis``.
 
-    ``name`` may hold ``{layer}``; ``{expert}`` for one tensor per entry of our array's first axis, ``{head}`` for one
-    per entry of all its axes but the last.
+    ``name`` may hold ``{layer}``, or ``{next}`` for the number after that; ``{expert}`` for one tensor per entry of our
+    array's first axis, ``{head}`` for one per entry of all its axes but the last. With ``rows``, the pieces are those
+    rows of the tensor, and other arrays of ours hold the others.
     """
 
     name: str
     pieces: tuple[Piece, ...] = (Piece(),)
     axis: int = 0
+    rows: Rows | None = None
 
     @property
     def as_is(self) -> bool:
         """The stored tensor is our array."""
-        return self.pieces == (Piece(),)
+        return self.pieces == (Piece(),) and self.rows is None
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The stored shape for an array of ours of this shape."""
         empty = np.broadcast_to(np.zeros((), np.int8), ours)
         shapes = [list(piece.shape(piece.view(empty).shape)) for piece in self.pieces]
         shapes[0][self.axis] = sum(shape[self.axis] for shape in shapes) if shapes[0] else 0
+        if self.rows is not None:
+            shapes[0][0] = self.rows.groups * self.rows.size
         return tuple(shapes[0])
 
     def fill(self, array: np.ndarray, tensor: np.ndarray) -> None:
         """Writes a stored tensor into its parts of our array."""
+        if self.rows is not None:
+            tensor = self.rows.of(tensor).reshape(-1, *tensor.shape[1:])
         start = 0
         for piece in self.pieces:
             view = piece.view(array)
@@ -94,7 +115,7 @@ class Place:
             start += size
 
     def cut(self, array: np.ndarray) -> np.ndarray:
-        """The stored tensor of our array, contiguous."""
+        """The stored tensor of our array (those of its rows that are ours), contiguous."""
         views = [piece.view(array) for piece in self.pieces]
         parts = [view.reshape(piece.shape(view.shape)) for piece, view in zip(self.pieces, views, strict=True)]
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, self.axis))
@@ -104,7 +125,7 @@ def resolve(layout: Layout, layer: int, shape: tuple[int, ...]) -> Layout:
     """``layout`` with its names filled in for one layer; a `Place` per expert or head where names ask for it."""
     out: list[Place] = []
     for stored in layout:
-        name = stored.name.replace("{layer}", str(layer))
+        name = stored.name.replace("{layer}", str(layer)).replace("{next}", str(layer + 1))
         each, axes = ("{expert}", shape[:1]) if "{expert}" in name else ("{head}", shape[:-1])
         if each not in name:
             out.append(dataclasses.replace(stored, name=name))
@@ -114,7 +135,7 @@ def resolve(layout: Layout, layer: int, shape: tuple[int, ...]) -> Layout:
                 dataclasses.replace(p, part=index + (p.part if isinstance(p.part, tuple) else (p.part,)))
                 for p in stored.pieces
             )
-            out.append(Place(name.replace(each, str(n)), pieces, stored.axis))
+            out.append(Place(name.replace(each, str(n)), pieces, stored.axis, stored.rows))
     return tuple(out)
 
 
@@ -126,6 +147,24 @@ def plain(name: str) -> Layout:
 def piecewise(name: str, *pieces: Piece, axis: int = 0) -> Layout:
     """One tensor of pieces after one another."""
     return (Place(name, pieces, axis),)
+
+
+def shared(
+    name: str, parts: Sequence[tuple[str, int, Piece | tuple[Piece, ...]]], groups: int = 1
+) -> dict[str, Layout]:
+    """One tensor whose rows several of our arrays share, in each of ``groups`` runs: our path, how many rows of a run,
+    and the piece or pieces that they are."""
+    size, start, out = sum(rows for _, rows, _ in parts), 0, {}
+    for ours, rows, pieces in parts:
+        whole = pieces if isinstance(pieces, tuple) else (pieces,)
+        out[ours] = (Place(name, whole, rows=Rows(groups, size, start, start + rows)),)
+        start += rows
+    return out
+
+
+def only(mixer: str, tensors: Mapping[str, Layout]) -> dict[str, Layout]:
+    """The tensors of those layers alone whose mixer is registered by that name."""
+    return {f"{mixer}:{path}": layout for path, layout in tensors.items()}
 
 
 def transposed(name: str) -> Layout:

@@ -98,12 +98,13 @@ class Source:
 
 def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
     """The stored tensors of every parameter, by path. Raises `ConfigError` if the family has none for one."""
-    table = family.names(spec)
+    table, numbers = family.names(spec), family.numbers(spec)
 
-    def places(name: str, layer: int, shape: tuple[int, ...]) -> tuple[Place, ...]:
-        if name not in table:
+    def places(name: str, layer: int, shape: tuple[int, ...], mixer: str = "") -> tuple[Place, ...]:
+        found = table.get(f"{mixer}:{name}", table.get(name))
+        if found is None:
             raise ConfigError(f"{family.model_type} has no tensor for parameter {name}")
-        return resolve(table[name], layer, shape)
+        return resolve(found, layer, shape)
 
     first, offsets = 0, []
     for g in spec.layers:
@@ -116,8 +117,8 @@ def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
             continue
         head, block, own = path.split("/", 2)
         i, j = int(head.removeprefix("group_")), int(block.removeprefix("block_"))
-        stride = len(spec.layers[i].pattern)
-        layers = (places(own, offsets[i] + r * stride + j, leaf.shape) for r in range(leaf.stack))
+        stride, mixer = len(spec.layers[i].pattern), registry.name_of("mixer", spec.layers[i].pattern[j].mixer)
+        layers = (places(own, numbers[offsets[i] + r * stride + j], leaf.shape, mixer) for r in range(leaf.stack))
         out[path] = Source(tuple(layers))
     return out
 

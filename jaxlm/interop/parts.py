@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.attention.mask import Causal, Chunked, Window
@@ -256,11 +257,18 @@ class RotaryDim:
         return {"rotary_dim": round(mixer.position.fraction * mixer.head_dim), "n_positions": 2048}
 
 
+@dataclasses.dataclass(frozen=True)
 class ScaledEmbedding:
-    """Embeddings times sqrt(width), which no key says."""
+    """Embeddings times sqrt(width), which no key says.
+
+    Attributes:
+      dtype: that the factor is rounded to, whatever the model's.
+    """
+
+    dtype: str = "float64"
 
     def read(self, c: Config, draft: Draft) -> None:
-        draft.set("model.embed_multiplier", width_of(c) ** 0.5)
+        draft.set("model.embed_multiplier", float(np.asarray(width_of(c) ** 0.5, jnp.dtype(self.dtype))))
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         return {}

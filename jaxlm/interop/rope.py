@@ -7,6 +7,7 @@ The rules are those of transformers 5.23, modeling_rope_utils, down to where a l
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter as getter
 from collections.abc import Mapping
 from typing import Any
 
@@ -221,6 +222,7 @@ class Rope:
       local: the key of transformers 4 with the base of sliding layers, whose rotation is then unscaled (Gemma 3).
       local_theta: that base where the key is absent.
       aliases: old names of a rope type (Phi-3 called longrope "su").
+      at: where the attention is in a block; layers without a position there are passed over.
     """
 
     pairing: str = "half"
@@ -229,30 +231,32 @@ class Rope:
     local: str = ""
     local_theta: float = 10_000.0
     aliases: tuple[tuple[str, str], ...] = ()
+    at: str = "mixer"
 
     def read(self, c: Config, draft: Draft) -> None:
         c.integer("max_position_embeddings", default=0)  # rotations have no last position; scalings may ask for it
         c.integer("original_max_position_embeddings", default=0)
         settings(c, "full_attention", self.theta)  # unused where no layer turns (Falcon with ALiBi)
         for i, block in enumerate(draft.blocks):
-            if not isinstance(block.mixer.position, Rotary):
+            mixer = getter(self.at)(block)
+            if not isinstance(getattr(mixer, "position", None), Rotary):
                 continue
-            given = settings(c, "sliding_attention" if is_local(block) else "full_attention", self.theta)
-            if self.local and is_local(block) and not nested_types(c):
+            given = settings(c, "sliding_attention" if is_local(mixer) else "full_attention", self.theta)
+            if self.local and is_local(mixer) and not nested_types(c):
                 given = {"rope_type": "default", "rope_theta": c.number(self.local, default=self.local_theta)}
             given.setdefault("partial_rotary_factor", self.fraction)
             given["rope_type"] = dict(self.aliases).get(given["rope_type"], given["rope_type"])
-            head_dim = block.mixer.rope_dim if isinstance(block.mixer, Mla) else block.mixer.head_dim
-            draft.set("mixer.position", read(c, head_dim=head_dim, pairing=self.pairing, given=given), i)
+            head_dim = mixer.rope_dim if isinstance(mixer, Mla) else mixer.head_dim
+            draft.set(f"{self.at}.position", read(c, head_dim=head_dim, pairing=self.pairing, given=given), i)
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         by_type: dict[str, dict[str, Any]] = {}
         lengths = []
-        for block in blocks:
-            if isinstance(block.mixer.position, Rotary):
-                kind = "sliding_attention" if is_local(block) else "full_attention"
-                by_type.setdefault(kind, write(block.mixer.position))
-                lengths.append(training_length(block.mixer.position))
+        for mixer in map(getter(self.at), blocks):
+            if isinstance(position := getattr(mixer, "position", None), Rotary):
+                kind = "sliding_attention" if is_local(mixer) else "full_attention"
+                by_type.setdefault(kind, write(position))
+                lengths.append(training_length(position))
         out: dict[str, Any] = {"max_position_embeddings": max(lengths, default=4096)}
         distinct = list(by_type.values())
         if len(distinct) == 2 and (self.local or distinct[0] != distinct[1]):
@@ -269,6 +273,6 @@ class Rope:
         return out | ({"rope_scaling": scaling} if flat["rope_type"] != "default" else {})
 
 
-def is_local(block: Block) -> bool:
-    """The layer sees a window or a chunk only."""
-    return hasattr(block.mixer.mask, "size")
+def is_local(mixer: Any) -> bool:
+    """It sees a window or a chunk only."""
+    return hasattr(mixer.mask, "size")

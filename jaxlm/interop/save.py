@@ -71,12 +71,12 @@ def save_hf(
     stored = dtype or _most(leaves)
     settings = {**settings, "dtype": stored, "torch_dtype": stored}
     specs = dict(flatten(decoder.param_specs(model.spec)))
-    tensors = {
-        place.name: _planned(leaves[path], layer, place, specs[path].shape, dtype)
-        for path, source in plan_of(chosen, model.spec).items()
-        for layer, places in enumerate(source.layers)
-        for place in places
-    }
+    parts: dict[str, list[tuple[Leaf, int, Place, tuple[int, ...]]]] = {}
+    for path, source in plan_of(chosen, model.spec).items():
+        for layer, places in enumerate(source.layers):
+            for place in places:
+                parts.setdefault(place.name, []).append((leaves[path], layer, place, specs[path].shape))
+    tensors = {name: _planned(found, dtype) for name, found in parts.items()}
     origin = Path(model.origin) if model.origin else None
     with replace_folder(folder, overwrite) as new:
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -155,11 +155,24 @@ def _leaves(params: Params, spec: ModelSpec) -> dict[str, Leaf]:
     return out
 
 
-def _planned(leaf: Leaf, layer: int, place: Place, shape: tuple[int, ...], dtype: str | None) -> Planned:
-    def make() -> np.ndarray:
-        return place.cut(leaf.layer(layer).astype(jnp.dtype(dtype or leaf.dtype), copy=False))
+def _planned(parts: list[tuple[Leaf, int, Place, tuple[int, ...]]], dtype: str | None) -> Planned:
+    """A stored tensor of one of our arrays, or of the rows that several have of it: each a leaf, the layer, its place
+    and the array's shape."""
+    leaf, _, place, shape = parts[0]
+    own, stored = dtype or leaf.dtype, place.shape(shape)
 
-    return Planned(place.shape(shape), dtype or leaf.dtype, make)
+    def make() -> np.ndarray:
+        cuts = [at.cut(one.layer(layer).astype(jnp.dtype(own), copy=False)) for one, layer, at, _ in parts]
+        if place.rows is None:
+            return cuts[0]
+        whole = np.empty(stored, cuts[0].dtype)
+        for cut, (_, _, at, _) in zip(cuts, parts, strict=True):
+            assert at.rows is not None
+            view = at.rows.of(whole)
+            view[...] = cut.reshape(view.shape)
+        return whole
+
+    return Planned(stored, own, make)
 
 
 def _most(leaves: Mapping[str, Leaf]) -> str:

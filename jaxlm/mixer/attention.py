@@ -2,7 +2,8 @@
 
 Learned: the projections of `jaxlm.mixer.heads`. Positions, mask, query/key norm and cache are slots.
 A sink is a learned logit per head that joins the softmax's denominator and carries no value (GPT-OSS; Xiao et al. 2023,
-Efficient Streaming Language Models with Attention Sinks).
+Efficient Streaming Language Models with Attention Sinks). An output gate, sigmoid(x W) of the same shape, multiplies what
+the heads have read (Qiu et al. 2025, Gated Attention for Large Language Models; Qwen3-Next).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxlm import dist
 from jaxlm.cache.full import FullCache
 from jaxlm.core.config import slot
 from jaxlm.core.errors import choose
@@ -22,6 +24,7 @@ from jaxlm.core.types import Context, Dims, Params, Specs
 from jaxlm.mixer.attend import attend, hold, own_params
 from jaxlm.mixer.heads import Heads
 from jaxlm.ops.attention import IMPLEMENTATIONS
+from jaxlm.ops.dense import dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Attention(Heads):
       heads, kv_heads, head_dim, position, scale, soft_cap, qk_norm, ...: of `Heads`.
       mask: which keys a query sees.
       sinks: whether each head has a learned sink logit.
+      out_gate: whether there is an output gate, with an offset if queries have one.
       implementation: a back end of `jaxlm.ops.attention`, or ``"auto"``.
     """
 
@@ -40,6 +44,7 @@ class Attention(Heads):
 
     mask: Any = slot("mask", "causal")
     sinks: bool = False
+    out_gate: bool = False
     implementation: str = "auto"
 
     def check(self) -> None:
@@ -54,6 +59,11 @@ class Attention(Heads):
         specs = super().params(dims)
         if self.sinks:
             specs["sinks"] = ParamSpec((self.groups, self.heads // self.groups), ("heads", None), zeros, decay=False)
+        if self.out_gate:
+            shape = (self.groups, self.heads // self.groups, self.dims(dims).head_dim)
+            specs["gate"] = ParamSpec((dims.width, *shape), ("embed", "heads", None, None))
+            if self.qkv_bias:
+                specs["gate_bias"] = ParamSpec(shape, ("heads", None, None), zeros, decay=False)
         return specs
 
     def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> FullCache:
@@ -93,4 +103,8 @@ class Attention(Heads):
         )
         if state is not None:
             out = jnp.where(state.overflowed[:, None, None, None], jnp.nan, out)
+        if self.out_gate:
+            gate = dense(x_BLD, p["gate"])
+            gate = gate + p["gate_bias"].astype(gate.dtype) if self.qkv_bias else gate
+            out = out * jax.nn.sigmoid(dist.constrain(gate, ("batch", None, "heads", None, None))).reshape(out.shape)
         return self.unproject(p, out), state

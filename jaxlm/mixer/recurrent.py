@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.core import registry
 from jaxlm.core.config import Spec, require
-from jaxlm.core.errors import choose
+from jaxlm.core.errors import ConfigError, choose
 from jaxlm.core.types import Context, Dims, Params
 from jaxlm.ops.causal_conv import Tail, causal_conv, empty_tail
 from jaxlm.ops.segments import Rows, last_segment, rows_of
@@ -98,7 +99,13 @@ class Recurrent(Spec):
         return sum(sizes) + sum((n - 1) * math.prod(shape) for n, shape in self.taps(dims).values())
 
     def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> RecurrentState:
-        """An empty state, of the same size for any ``max_length`` and cache policy."""
+        """An empty state, of the same size for any ``max_length`` and cache policy.
+
+        Raises `ConfigError` for a mixer, or a form of it, that looks ahead.
+        """
+        if not self.causal:
+            name = registry.name_of("mixer", self)
+            raise ConfigError(f"mixer {name!r} looks ahead: it has no state, and its model does not generate")
         return RecurrentState(
             memory={name: jnp.zeros((batch, *shape), jnp.float32) for name, shape in self.memory(dims).items()},
             tail={name: empty_tail(batch, n, shape, dtype) for name, (n, shape) in self.taps(dims).items()},
@@ -127,10 +134,12 @@ class Recurrent(Spec):
         return y, RecurrentState(after.memory, after.tail, last_segment(segments, state.segment))
 
     def _check_state(self, x: jax.Array, state: RecurrentState) -> None:
-        name, batch = type(self).__name__, x.shape[0]
+        name, batch, dims = type(self).__name__, x.shape[0], Dims(width=x.shape[-1])
         require(isinstance(state, RecurrentState), f"{name}: a state of another mixer: {type(state).__name__}")
-        expected = {key: (batch, *shape) for key, shape in self.memory(Dims(width=x.shape[-1])).items()}
-        found = {key: value.shape for key, value in state.memory.items()}
+        tails = {f"tail {key}": (n - 1, *shape) for key, (n, shape) in self.taps(dims).items()}
+        expected = {key: (batch, *shape) for key, shape in {**self.memory(dims), **tails}.items()}
+        held = {**state.memory, **{f"tail {key}": tail.values for key, tail in state.tail.items()}}
+        found = {key: value.shape for key, value in held.items()}
         require(found == expected, f"{name}: a state of another model or batch: expected {expected}, got {found}")
 
 

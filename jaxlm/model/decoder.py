@@ -32,7 +32,7 @@ from jaxlm.model.layers import apply_block as apply_block
 from jaxlm.model.layers import apply_layers, block_specs, dropout
 from jaxlm.model.layers import unstack as unstack
 from jaxlm.model.positions import plain_positions
-from jaxlm.model.spec import ModelSpec
+from jaxlm.model.spec import ModelSpec, mixers_of
 from jaxlm.ops.dense import dense
 
 READERS = 2**31 - 1  # folded into the key of encodings that read tokens; layers fold in their index
@@ -69,11 +69,11 @@ def position_encodings(spec: ModelSpec) -> dict[str, tuple[PositionEncoding, Dim
     """
     found: dict[str, tuple[PositionEncoding, Dims]] = {}
     for group in spec.layers:
-        for block in group.pattern:
-            encoding = getattr(block.mixer, "position", None)
+        for mixer in (one for block in group.pattern for one in mixers_of(block.mixer)):
+            encoding = getattr(mixer, "position", None)
             if encoding is None:
                 continue
-            name, dims = registry.name_of("position", encoding), block.mixer.dims(dims_of(spec))
+            name, dims = registry.name_of("position", encoding), mixer.dims(dims_of(spec))
             if name in found and encoding.scope == "model" and found[name] != (encoding, dims):
                 raise ConfigError(f"position {name!r} lives once in the model but two layers configure it differently")
             found.setdefault(name, (encoding, dims))

@@ -47,6 +47,12 @@ class Block(Spec):
         )
 
 
+def mixers_of(mixer: Any) -> tuple[Any, ...]:
+    """The mixers that a mixer is made of, or itself."""
+    inner = getattr(mixer, "inner", None)
+    return (mixer,) if inner is None else tuple(one for part in inner for one in mixers_of(part))
+
+
 def _sees_a_set(mixer: Any) -> bool:
     """The mixer is attention that cannot tell one order of its tokens from another."""
     position = getattr(mixer, "position", None)
@@ -158,7 +164,7 @@ class ModelSpec(Spec):
             value = getattr(self, field)
             require(value >= 0, f"ModelSpec.{field}: expected a number >= 0, got {value}")
         require(self.layers, "ModelSpec.layers: expected at least one Group")
-        mixers = [block.mixer for group in self.layers for block in group.pattern]
+        mixers = [one for group in self.layers for block in group.pattern for one in mixers_of(block.mixer)]
         require(
             not all(_sees_a_set(mixer) for mixer in mixers),
             "ModelSpec.layers: with mask 'bidirectional' and position 'none' in all layers, the order of tokens has no "

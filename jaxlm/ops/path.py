@@ -20,6 +20,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.ops.triangular import unit_lower_inverse
+
 _EXACT = jax.lax.Precision.HIGHEST  # an error in a product is carried on along the row
 
 
@@ -208,30 +210,8 @@ def _solved(k: jax.Array, w: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax
     width = w.shape[-1]
     between = beta[..., None] * jnp.tril(_times("...tk,...sk->...ts", w, w), -1)
     right = jnp.concatenate((w, jnp.tril(_times("...tk,...sk->...ts", w, k), -1)), -1) * beta[..., None]
-    solved = _times("...ts,...sk->...tk", _inverse(between), right)
+    solved = _times("...ts,...sk->...tk", unit_lower_inverse(between), right)
     return solved[..., :width], solved[..., width:]
-
-
-def _inverse(below: jax.Array) -> jax.Array:
-    """(I + below)^-1 of strictly lower triangles [..., C, C], by halves: [[A, 0], [B, D]]^-1 has -D^-1 B A^-1 below.
-
-    Nothing but products, log2 C of them in a row. `jax.lax.linalg.triangular_solve` inside of loops, as here, was seen
-    to hang on a CPU (jaxlib 0.10.2).
-    """
-    size = below.shape[-1]
-    whole = 1 << (size - 1).bit_length()
-    lead = below.shape[:-2]
-    below = jnp.pad(below, (*((0, 0),) * len(lead), (0, whole - size), (0, whole - size)))
-    inverse = jnp.ones((*lead, whole, 1, 1), below.dtype)  # of the blocks on the diagonal, C of width 1 at first
-    for step in (1 << n for n in range(whole.bit_length() - 1)):
-        pairs = jnp.arange(whole // (2 * step))
-        blocks = below.reshape(*lead, whole // step, step, whole // step, step)
-        corner = jnp.moveaxis(blocks[..., 2 * pairs + 1, :, 2 * pairs, :], 0, -3)
-        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -_times("...ab,...bc->...ac", _times("...ab,...bc->...ac", second, corner), first)
-        top = jnp.concatenate((first, jnp.zeros_like(first)), -1)
-        inverse = jnp.concatenate((top, jnp.concatenate((corner, second), -1)), -2)
-    return inverse[..., 0, :size, :size]
 
 
 def _times(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

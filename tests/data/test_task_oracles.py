@@ -1,7 +1,10 @@
 """Every target of every task against an oracle that reads the prompt's text and nothing else."""
 
+import bisect
 import dataclasses
+import functools
 import itertools
+import statistics
 import string
 
 import numpy as np
@@ -102,6 +105,131 @@ def sort_numbers(prompt):
     return [*",".join(map(str, sorted(numbers(prompt, ","))))]
 
 
+def mqar(row):
+    pairs = sum(word != "0" for word in row) // 3
+    known = dict(zip(row[: 2 * pairs : 2], row[1 : 2 * pairs : 2], strict=True))
+    assert len(known) == pairs == len(set(known.values()))
+    queries = [word for word in row[2 * pairs :] if word != "0"]
+    assert sorted(queries) == sorted(known)
+    return [known[query] for query in queries]
+
+
+def episodes(row, pairs=4):
+    found = []
+    for start in range(0, len(row), 4 * pairs):
+        bound = dict(zip(row[start : start + 2 * pairs : 2], row[start + 1 : start + 2 * pairs : 2], strict=True))
+        asked = row[start + 2 * pairs : start + 4 * pairs]
+        assert sorted(asked[::2]) == sorted(bound) and len(bound) == pairs
+        assert [bound[key] for key in asked[::2]] == asked[1::2]
+        found += asked[1::2]
+    return found
+
+
+def list_ops(prompt):
+    """The prompt is Python, once brackets are calls."""
+    text = " ".join(prompt)
+    for name in ("MIN", "MAX", "MED", "SM"):
+        text = text.replace(f"[{name} ", f"{name}(")
+    functions = {"MIN": min, "MAX": max, "MED": lambda *x: int(statistics.median(x)), "SM": lambda *x: sum(x) % 10}
+    return [str(eval(text.replace(" ]", ")").replace(" ", ","), functions))]
+
+
+def groups(image, reach):
+    """Pixels that are drawn on, as sets joined over ``reach`` rows and columns."""
+    left, found = set(map(tuple, np.argwhere(image != ".").tolist())), []
+    while left:
+        edge = [left.pop()]
+        group = set(edge)
+        while edge:
+            row, column = edge.pop()
+            near = {(r, c) for r, c in left if max(abs(r - row), abs(c - column)) <= reach}
+            left -= near
+            group |= near
+            edge += near
+        found.append(group)
+    return found
+
+
+def image_of(prompt):
+    side = int(len(prompt) ** 0.5)
+    return np.array(prompt).reshape(side, side)
+
+
+def curves(prompt):
+    image = image_of(prompt)
+    dots = set(map(tuple, np.argwhere(image == "o").tolist()))
+    assert len(dots) == 2
+    joined = groups(image, 2)
+    assert len(joined) == 4  # two curves and two distractors
+    return ["yes" if any(dots <= curve for curve in joined) else "no"]
+
+
+def dashes(prompt):
+    image = image_of(prompt)
+    counts = []
+    for curve in groups(image, 2):
+        alone = np.full(image.shape, ".")
+        alone[tuple(zip(*curve, strict=True))] = "#"
+        counts.append(len(groups(alone, 1)))
+    counts = sorted(counts)
+    assert counts[-1] == counts[-2] and set(counts[:-2]) == {max(1, counts[-1] // 3)}
+    return counts[-1]
+
+
+def vignettes(document):
+    lists = [place for place, word in enumerate(document) if word == ":"]
+    first, second = (nouns_after(document, place) for place in lists)
+    assert len(lists) == 2 and len(set(first)) == len(first)
+    again = second if set(second).isdisjoint(first) else first  # half of those to train on
+    return [*document[: lists[1] + 1], *" , ".join(again).split(), "."]
+
+
+def nouns_after(document, place):
+    return document[place + 1 : document.index(".", place) : 2]
+
+
+def lis(prompt, lookback=0):
+    """The longest of all chains, by trying them all where a look-back forbids the method of piles."""
+    items, out, best = [int(word) for word in prompt], [], 0
+
+    @functools.cache
+    def ending(i):
+        return 1 + max((ending(j) for j in range(i) if items[j] < items[i] and i - j <= (lookback or i)), default=0)
+
+    tails = []
+    for i, item in enumerate(items):
+        if lookback:
+            length = ending(i)
+        else:
+            at = bisect.bisect_left(tails, item)
+            tails[at : at + 1] = [item]
+            length = at + 1
+        best = max(best, length)
+        out += [*([","] if i else []), str(item), ":", str(length), str(best)]
+    return [*out, "=", str(best)]
+
+
+def edit_distance(prompt, lookback=0):
+    one, two = " ".join(prompt).split(" / ")
+    one, two = one.split(), two.split()
+
+    @functools.cache
+    def between(i, j):
+        """Of the first i and j symbols, by the paths that stay where cells are written."""
+        if lookback and abs(i - j) >= lookback:
+            return 10**6
+        if not i or not j:
+            return i + j
+        return min(between(i - 1, j) + 1, between(i, j - 1) + 1, between(i - 1, j - 1) + (one[i - 1] != two[j - 1]))
+
+    rows = []
+    for i, symbol in enumerate(one, 1):
+        cells = [between(i, j) for j in range(1, len(two) + 1) if not lookback or abs(i - j) < lookback]
+        rows.append(" ".join([symbol, ":", *(f"{cell // 10} {cell % 10}" for cell in cells)]))
+    distance = between(len(one), len(two))
+    return [*" , ".join(rows).split(), "=", str(distance // 10), str(distance % 10)]
+
+
 # name -> (the answer, the length), both from the prompt's words
 ORACLES = {
     "copy_rsc": (lambda p: p if len(set(p)) == 1 else None, len),
@@ -125,6 +253,21 @@ ORACLES = {
     "scan": (scan, lambda p: len(scan(p))),
     "pcfg": (pcfg, lambda p: sum(word in FUNCTIONS for word in p)),
     "passkey": (lambda p: [p[p.index(p[-1]) + 1]], lambda p: len(p) - 3),
+    "passkey_stream": (
+        lambda p: p[p.index("pass") + 3 :][:5],
+        lambda p: len(p) - 2 * len("the pass key is".split()) - 6,
+    ),
+    "curves": (curves, dashes),
+    "delayed_recall": (lambda p: p[:8], lambda p: len(p) - 8),
+    "edit_distance": (edit_distance, lambda p: p.index("/")),
+    "episodes": (episodes, lambda p: len(p) // 16),
+    "induction": (lambda p: [p[p.index(p[-1]) + 1]], lambda p: len(p) - 2),
+    "lis": (lis, len),
+    "list_ops": (list_ops, lambda p: p.count("]")),
+    "mqar": (mqar, lambda p: sum(word != "0" for word in p) // 3),
+    "selective_copy": (lambda p: [word for word in p if word != "."], lambda p: p.count(".")),
+    "translation": (lambda p: [word.replace("s", "t") for word in p], len),
+    "vignettes": (vignettes, lambda p: len(nouns_after(p, p.index(":")))),
 }
 
 
@@ -133,6 +276,11 @@ def test_every_task_has_an_oracle():
 
 
 def prompt_of(task, example):
+    """What a target is told by: the prompt; or the whole text, where that is one constant word."""
+    if example.labels is not None:
+        return task.row(example)
+    if example.prompt_length == 3 and task.vocabulary[example.tokens[1]] == "text":
+        return task.decode(example.target)[:-1]
     return task.decode(example.tokens)[1 : example.prompt_length - 1]
 
 
@@ -342,3 +490,80 @@ def test_a_worked_addition():
         "in 0 , 9 comp 0 + 9 + carry = 9 + 1 = 1 0 out 0 [ carry : 1 ] re + # "
         "in 0 , 0 comp 0 + 0 + carry = 0 + 1 = 1 out 1 [ carry : 0 ] re + ans 1 0 1",
     ]
+
+
+@pytest.mark.parametrize("name", ["lis", "edit_distance"])
+@pytest.mark.parametrize("lookback", [1, 3])
+def test_a_bounded_look_back(name, lookback):
+    task, oracle = registry.get("task", name)(lookback=lookback), {"lis": lis, "edit_distance": edit_distance}[name]
+    plain, differ = dataclasses.replace(task, lookback=0), 0
+    for i in range(20):
+        example = task.at(12, i)
+        prompt = prompt_of(task, example)
+        assert task.decode(example.target)[:-1] == oracle(prompt, lookback)
+        assert prompt == prompt_of(plain, plain.at(12, i))
+        differ += task.answer(example.target)[-1] != plain.answer(plain.at(12, i).target)[-1]
+    assert differ > 3 or lookback > 1
+
+
+def test_a_reversed_source_has_the_same_target():
+    forward, backward = (registry.get("task", "translation")(source=order) for order in ("forward", "reversed"))
+    for i in range(20):
+        one, other = forward.at(15, i), backward.at(15, i)
+        assert prompt_of(forward, one) == prompt_of(backward, other)[::-1]
+        np.testing.assert_array_equal(one.target, other.target)
+
+
+def test_vignettes_of_every_condition():
+    for condition in ("repeat", "permute", "novel"):
+        task = registry.get("task", "vignettes")(condition=condition, gap=(25, 25))
+        for length in (2, 7):
+            for i in range(20):
+                example = task.at(length, i)
+                first, second = (task.decode(example.tokens[span]) for span in task.spans(example))
+                document = prompt_of(task, example)
+                assert (first, second) == tuple(nouns_after(document, p) for p, w in enumerate(document) if w == ":")
+                assert (first == second) == (condition == "repeat")
+                assert (set(first) == set(second)) == (condition != "novel")
+                assert set(first).isdisjoint(second) == (condition == "novel")
+                assert document.index("when") - document.index(".") == 26
+    lists = [[set(task.decode(task[i].tokens[span])) for span in task.spans(task[i])] for i in range(400)]
+    assert 0.4 < np.mean([first == second for first, second in lists]) < 0.6
+
+
+def test_mqar_between_random_words():
+    task = registry.get("task", "mqar")(row_size=32, filler="random", train_lengths=(4, 4), eval_lengths=(5, 5))
+    plain = dataclasses.replace(task, filler="zero")
+    for i in range(20):
+        example, other = task[i], plain[i]
+        row, without = prompt_of(task, example), prompt_of(plain, other)
+        kept = [place for place, word in enumerate(without) if word != "0"]
+        assert len(kept) == 12 and [row[place] for place in kept] == [without[place] for place in kept]
+        assert task.asked(example) == plain.asked(other) and sum(word == "0" for word in row) < 8
+        assert [row[place] for place, word in enumerate(task.asked(example)) if word] == [without[p] for p in kept[8:]]
+
+
+def test_list_ops_are_as_deep_as_allowed():
+    task = registry.get("task", "list_ops")(depth=2, arguments=4, train_lengths=(1, 3), eval_lengths=(5, 5))
+    counts = set()
+    for i in range(50):
+        words, depth, deepest = prompt_of(task, task.at(5, i)), 0, 0
+        for word in words:
+            depth += (word[0] == "[") - (word == "]")
+            deepest = max(deepest, depth)
+        assert deepest == 2 and words.count("]") == 5
+        counts.add(len(words))
+    assert len(counts) > 3
+
+
+def test_dots_are_joined_in_half_of_the_pictures():
+    task = registry.get("task", "curves")()
+    assert 0.4 < np.mean([task.answer(task[i].target) == ["yes"] for i in range(200)]) < 0.6
+
+
+def test_where_a_passkey_is():
+    task = registry.get("task", "passkey_stream")(digits=3)
+    depths = [task.depth(task.at(20, i)) for i in range(300)]
+    assert min(depths) == 0 and max(depths) == 1 and 0.4 < np.mean(depths) < 0.6
+    words = prompt_of(task, task.at(20, 0))
+    assert task.answer(task.at(20, 0).target) == words[words.index("pass") + 3 :][:3]

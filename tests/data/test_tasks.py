@@ -103,7 +103,9 @@ def test_no_symbol_is_also_a_word(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_is_used(name):
-    examples = [(task, e) for task in forms(name) for i in range(80) for e in (task.at(15, i), task[i])]
+    examples = [
+        (task, e) for task in forms(name) for i in range(max(80, task.vocab_size)) for e in (task.at(15, i), task[i])
+    ]
     words = {word for task, example in examples for word in task.decode(example.tokens)}
     assert words == set(forms(name)[0].vocabulary) - {"<pad>"}
 
@@ -136,7 +138,8 @@ def test_the_answer_ends_at_eos_and_survives_junk(task):
 def test_render_shows_prompt_and_target(task):
     example = task.at(3, 0)
     prompt, target = task.render(example).split("\n")
-    assert prompt.split()[1:] == task.decode(example.tokens)[1 : example.prompt_length - 1]
+    read = slice(1, example.prompt_length - 1) if example.labels is None else slice(example.prompt_length, -1)
+    assert prompt.split()[1:] == task.decode(example.tokens)[read]
     assert target.split()[1:] == task.decode(example.target)[:-1]
 
 
@@ -210,6 +213,26 @@ def test_batch_layout():
         pad_batch([short, long], 5)
 
 
+def test_batch_of_examples_with_labels():
+    tokens, labels = np.array([BOS, 7, SEP, 9, 8, EOS], np.int32), np.array([-1, -1, -1, 5, EOS], np.int32)
+    example = Example(tokens, prompt_length=3, length=1, labels=labels)
+    assert example.target.tolist() == [5, EOS]
+    batch = pad_batch([example], 6)
+    np.testing.assert_array_equal(batch["tokens"], [[BOS, 7, SEP, 9, 8, PAD]])
+    np.testing.assert_array_equal(batch["targets"], [[7, SEP, 9, 5, EOS, PAD]])
+    np.testing.assert_array_equal(batch["weights"], [[0, 0, 0, 1, 1, 0]])
+
+
+def test_accuracy_of_labels_leaves_the_end_out():
+    task = registry.get("task", "mqar")(row_size=16, train_lengths=(4, 4), eval_lengths=(3, 3))
+    example = task[0]
+    right = example.labels.copy()
+    assert task.label_accuracy(example, right) == 1
+    right[np.flatnonzero(right >= 0)[0]] = PAD
+    right[-1] = PAD
+    assert task.label_accuracy(example, right) == 0.75
+
+
 def test_batch_of_examples_with_places():
     tokens = np.array([BOS, 7, SEP, 9, EOS], np.int32)
     given = Example(tokens, prompt_length=3, length=1, places=np.array([2, 3, 2, 3, 2], np.int32))
@@ -241,6 +264,30 @@ def test_the_streams_are_pinned():
         ("mixture", {"parts": ({"weight": 0.0}, {"weight": 1.0})}, "the first above it"),
         ("mixture", {"parts": ({"task": {"name": "addition", "args": {"coupled": True}}},)}, "cannot be mixed"),
         ("parity", {"scratchpad": {"enabled": True, "inputs": False}}, "did you mean 'input'"),
+        ("mqar", {"row_size": 78}, "20 pairs and their queries need an even number >= 80, got 78"),
+        ("mqar", {"values": 41}, "20 keys from 1 to V / 2 - 1 need V >= 42, got 41"),
+        ("mqar", {"power": 0.0}, "power: expected a number > 0"),
+        ("mqar", {"filler": "blank"}, "unknown Mqar.filler 'blank'"),
+        ("episodes", {"pairs": 33}, r"pairs: allowed 1\.\.32, the keys, got 33"),
+        ("episodes", {"values": 0}, "values: expected a positive integer"),
+        ("selective_copy", {"kept": 0}, "kept: expected a positive integer"),
+        ("induction", {"symbols": 1}, r"symbols: allowed 2\.\."),
+        ("delayed_recall", {"recalled": 0}, "recalled: expected a positive integer"),
+        ("passkey_stream", {"digits": 0}, "digits: expected a positive integer"),
+        ("list_ops", {"depth": 2}, "2 levels of 5 arguments hold 6 operators, and lengths go to 20"),
+        ("list_ops", {"arguments": 1}, "arguments: allowed 2 or more"),
+        ("curves", {"side": 16}, "curves of 20 dashes need 46 pixels or more, got 16"),
+        ("curves", {"distractors": -1}, "distractors: expected an integer >= 0"),
+        ("vignettes", {"nouns": 30}, "two lists of 20 need 40, got 30"),
+        ("vignettes", {"gap": (9, 3)}, "gap: allowed 1 <= least <= most"),
+        ("vignettes", {"condition": "same"}, "unknown Vignettes.condition 'same'"),
+        ("vignettes", {"repeats": 2.0}, r"repeats: allowed 0\.\.1, got 2"),
+        ("lis", {"numbers": 0}, "numbers: expected a positive integer"),
+        ("lis", {"lookback": -1}, "lookback: expected an integer >= 0"),
+        ("edit_distance", {"letters": 27}, r"letters: allowed 2\.\.26"),
+        ("edit_distance", {"eval_lengths": (90, 100)}, "lengths are 99 or less, got 100"),
+        ("translation", {"source": "backward"}, "unknown Translation.source 'backward'"),
+        ("translation", {"language": 0}, "language: expected a positive integer"),
     ],
 )
 def test_bad_settings_of_one_task(name, changes, message):

@@ -20,7 +20,20 @@ RISE = 1.1  # of a kernel's bundles, tolerated
 
 def chosen(cases: list[Case]) -> list[Case]:
     """One length, of all masks and chips; `experiments.compile_kernels` compiles every case."""
-    return [case for case in cases if case.direction == "gradient" and case.length == 4096 and case.width == 128]
+    return [
+        case
+        for case in cases
+        if case.direction == "gradient"
+        and case.length == 4096
+        and case.width == 128
+        and case not in recurrences([case])
+    ]
+
+
+def recurrences(cases: list[Case]) -> list[Case]:
+    """Gradients, which hold the forward kernels, of one length, in all widths and dtypes."""
+    named = lambda case: case.kernel.startswith(("ssd/", "selective_scan/"))
+    return [case for case in cases if named(case) and case.length == 4096 and case.direction == "gradient"]
 
 
 def landmark(cases: list[Case]) -> list[Case]:
@@ -38,6 +51,25 @@ def test_compiles_for_tpu(case: Case) -> None:
     row = tpu.compile(case)
     assert row["ok"], row["error"]
     assert row["kernels"] >= 3  # forward, queries, keys: nothing fell to XLA
+
+
+@pytest.mark.parametrize("case", recurrences(tpu.kernels()), ids=lambda case: case.name)
+def test_recurrences_compile_for_tpu(case: Case) -> None:
+    installed("libtpu")
+    row = tpu.compile(case)
+    assert row["ok"], row["error"]
+    assert row["kernels"] == 2  # forward, backward: nothing fell to XLA
+
+
+@pytest.mark.parametrize("case", recurrences(cuda.kernels()), ids=lambda case: case.name)
+def test_recurrences_compile_for_cuda(case: Case) -> None:
+    installed("jax_cuda13_plugin")
+    row = cuda.compile(case)
+    assert row["ok"], row["error"]
+    # Forward and backward; of SSD, the gradients of states are a kernel of their own.
+    assert row["kernels"] == (3 if case.kernel == "ssd/triton" else 2)
+    assert row["wgmma"] > 0 or case.kernel != "ssd/triton" or case.dtype == "float32"
+    assert row["spill_bytes"] == 0 and row["shared_bytes"] <= cuda.MOST_SHARED_MEMORY
 
 
 def test_a_tile_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

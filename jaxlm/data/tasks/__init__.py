@@ -1,7 +1,7 @@
 """The slot ``task``: sequence-to-sequence problems whose length can be extrapolated (`base` has the contract).
 
-The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization", retrieval, and
-what task hinting mixes with sorting.
+The list is that of Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization", retrieval,
+what task hinting mixes with sorting, and what tells states of fixed size from attention.
 """
 
 METHODS = {
@@ -26,4 +26,16 @@ METHODS = {
     "passkey": "passkey:Passkey",
     "successor": "successor:Successor",
     "mixture": "mixture:Mixture",
+    "curves": "curves:Curves",
+    "delayed_recall": "delayed_recall:DelayedRecall",
+    "edit_distance": "edit_distance:EditDistance",
+    "episodes": "episodes:Episodes",
+    "induction": "induction:Induction",
+    "lis": "lis:Lis",
+    "list_ops": "list_ops:ListOps",
+    "mqar": "mqar:Mqar",
+    "passkey_stream": "passkey:PasskeyStream",
+    "selective_copy": "selective_copy:SelectiveCopy",
+    "translation": "translation:Translation",
+    "vignettes": "vignettes:Vignettes",
 }

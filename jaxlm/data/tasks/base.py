@@ -36,16 +36,21 @@ class Example:
 
     ``prompt_length`` counts the tokens up to and including ``<sep>``; ``length`` is the task's measure (digits, items).
     ``places`` int32 [T] is what a position encoding looks up for each token where the task says so, else None.
+    ``labels`` int32 [T - 1] is what has to be predicted at each token, -1 for nothing, of tasks whose answers stand all
+    along a row (`jaxlm.data.tasks.rows`); None where that is the next token, from ``<sep>`` on.
     """
 
     tokens: np.ndarray
     prompt_length: int
     length: int
     places: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @property
     def target(self) -> np.ndarray:
-        """What the model has to write, int32: the target and its ``<eos>``."""
+        """What the model has to write, int32: the target, or all labels, and its ``<eos>``."""
+        if self.labels is not None:
+            return self.labels[self.labels >= 0]
         return self.tokens[self.prompt_length :]
 
 

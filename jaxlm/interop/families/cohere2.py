@@ -24,7 +24,7 @@ FAMILY = Family(
             }
         ),
         parts.Windows(lambda c, i: bool((i + 1) % parts.positive(c, "sliding_window_pattern", 4)), size=4096),
-        parts.NoPositions(lambda c, i, block: not rope.is_local(block)),
+        parts.NoPositions(lambda c, i, block: not rope.is_local(block.mixer)),
         Rope(pairing="interleaved"),
     ),
     tensors={

@@ -22,11 +22,11 @@ class Positions:
     def read(self, c: Config, draft: Draft) -> None:
         if c.look_up("sliding_window", int, WINDOW, null=None):
             for i, block in enumerate(draft.blocks):
-                if not rope.is_local(block):
+                if not rope.is_local(block.mixer):
                     draft.set("mixer.position", NoPosition(), i)
 
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        return {} if any(rope.is_local(block) for block in blocks) else {"sliding_window": None}
+        return {} if any(rope.is_local(block.mixer) for block in blocks) else {"sliding_window": None}
 
 
 FAMILY = Family(

@@ -13,12 +13,10 @@ import numpy as np
 from tests.tiny import jit
 
 Data = dict[str, np.ndarray]
-CLAIMED: set[str] = set()  # prefixes of files that a test has asked for
 
 
 def files(golden: Path, prefix: str) -> list[Data]:
     """Every file of a kind; a test names the kind and reads shapes and settings from the file."""
-    CLAIMED.add(prefix)
     found = [dict(np.load(path)) for path in sorted((golden / "ssm").glob(f"{prefix}*.npz"))]
     assert found, f"no ssm/{prefix}*.npz in {golden}"
     return found

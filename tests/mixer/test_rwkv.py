@@ -1,0 +1,137 @@
+"""RWKV-6, RWKV-7 and GLA against their formulas, a token at a time in float64; initial values; what they refuse."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.core.errors import ConfigError
+from jaxlm.core.params import initialize
+from jaxlm.core.types import Context, Dims
+from jaxlm.mixer.gla import Gla
+from jaxlm.mixer.rwkv6 import Rwkv6
+from jaxlm.mixer.rwkv7 import Rwkv7
+from tests.tiny import close, draw_params, jit
+
+WIDTH, LENGTH = 16, 21
+X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def into(x, weight):
+    """x [D] times weight [D, ...]."""
+    return np.tensordot(x, weight, 1)
+
+
+def gla(p, x, mixer):
+    heads, key, value = len(p["out"]), p["qk"].shape[-1], p["v"].shape[-1]
+    state, out = np.zeros((heads, key, value)), []
+    for now in x:
+        (q, k), v = np.moveaxis(into(now, p["qk"]), 1, 0), into(now, p["v"])
+        fade = sigmoid(into(into(now, p["decay_down"]), p["decay_up"]) + p["decay_bias"]) ** (1 / mixer.temperature)
+        state = fade[..., None] * state + k[..., None] * v[:, None]
+        o = np.einsum("hk,hkv->hv", q, state) / np.sqrt(key)
+        o = o / np.sqrt(np.square(o).mean(-1, keepdims=True) + mixer.eps) * p["norm"]["scale"]
+        z = into(now, p["z"])
+        out.append(np.tensordot(o * z * sigmoid(z), p["out"], 2))
+    return np.stack(out)
+
+
+def head_norm(p, o, eps):
+    o = o - o.mean(-1, keepdims=True)
+    return o / np.sqrt(np.square(o).mean(-1, keepdims=True) + eps) * p["norm"]["scale"] + p["norm"]["bias"]
+
+
+def rwkv6(p, x, mixer):
+    heads, width = p["bonus"].shape
+    state, before, out = np.zeros((heads, width, width)), np.zeros(WIDTH), []
+    for now in x:
+        d, before = before - now, now
+        low = np.tanh(into(now + d * p["mix"], p["mix_down"]))
+        mixed = [now + d * (m + a @ up) for m, a, up in zip(p["mixes"], low, p["mix_up"], strict=True)]
+        w, k, v, r, g = mixed
+        w = np.exp(-np.exp(p["decay"] + into(np.tanh(into(w, p["decay_down"])), p["decay_up"])))
+        r, k, v, g = (into(a, p[name]) for a, name in ((r, "r"), (k, "k"), (v, "v"), (g, "g")))
+        new = k[..., None] * v[:, None]
+        o = np.einsum("hk,hkv->hv", r, state + p["bonus"][..., None] * new)
+        state = w[..., None] * state + new
+        out.append(np.tensordot(head_norm(p, o, mixer.eps) * g * sigmoid(g), p["out"], 2))
+    return np.stack(out)
+
+
+def rwkv7(p, x, mixer):
+    """With the state of the paper, values by keys."""
+    heads, width = p["decay"].shape
+    state, before, out = np.zeros((heads, width, width)), np.zeros(WIDTH), []
+    for now in x:
+        mixed, before = [now + m * (before - now) for m in p["mixes"]], now
+        r, w, k, v, a, g = mixed
+        w = np.exp(-np.exp(-0.5) * sigmoid(p["decay"] + into(np.tanh(into(w, p["decay_down"])), p["decay_up"])))
+        a = sigmoid(p["rate"] + into(into(a, p["rate_down"]), p["rate_up"]))
+        g = into(sigmoid(into(g, p["gate_down"])), p["gate_up"])
+        r, k, v = into(r, p["r"]), into(k, p["k"]), into(v, p["v"])
+        kappa = k * p["k_k"]
+        kappa = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True)
+        k = k * (1 + (a - 1) * p["k_a"])
+        removed = np.stack([np.outer(one, one * rate) for one, rate in zip(kappa, a, strict=True)])
+        state = state @ (np.stack([np.diag(row) for row in w]) - removed) + v[..., None] * k[:, None]
+        o = head_norm(p, np.einsum("hvk,hk->hv", state, r), mixer.eps)
+        o = o + (r * k * p["r_k"]).sum(-1, keepdims=True) * v
+        out.append(np.tensordot(o * g, p["out"], 2))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("formula", "mixer"),
+    [
+        (gla, Gla(heads=4, rank=3, temperature=2.0, eps=1e-3, chunk=7)),
+        (rwkv6, Rwkv6(heads=4, shift_rank=3, decay_rank=2, eps=1e-3)),
+        (rwkv7, Rwkv7(heads=4, decay_rank=2, rate_rank=3, gate_rank=5, eps=1e-3, chunk=7)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_it_is_the_formula(formula, mixer):
+    p = draw_params(mixer.params(Dims(WIDTH)))
+    call = functools.partial(mixer, ctx=Context(positions=jnp.arange(LENGTH)[None]))
+    y, _ = jit(call)(p, jnp.asarray(X, jnp.float32))
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+    close(y, np.stack([formula(exact, row, mixer) for row in X]))
+
+
+def test_published_initial_values():
+    """Those of the middle of the model, at a width where they can be counted."""
+    channel = np.arange(128) / 128
+    p = initialize(Rwkv6(heads=2).params(Dims(128)), jax.random.key(0))
+    close(p["mix"], 1 - channel**0.5)
+    close(p["mixes"][4], 1 - channel**0.25)
+    np.testing.assert_allclose([p["decay"][0, 0], p["decay"][1, 63]], [-6, -1], atol=1e-6)
+    np.testing.assert_allclose(p["bonus"].reshape(-1)[:3], [0.5, 0.5 - 0.5 / 127 + 0.1, 0.5 - 1 / 127 - 0.1], atol=1e-6)
+    p = initialize(Rwkv7(heads=2).params(Dims(128)), jax.random.key(0))
+    close(p["mixes"][1], 1 - channel**0.45)
+    np.testing.assert_allclose([p["decay"][0, 0], p["decay"][1, 63]], [-5.5 - 2.5, 0.5 + 2.5], atol=1e-6)
+    np.testing.assert_allclose([p["k_k"].mean(), p["k_a"].mean(), p["r_k"].mean()], [0.71, 1.02, -0.04], atol=1e-6)
+    assert p["decay_down"].shape[1] == p["rate_down"].shape[1] == 32 and p["gate_down"].shape[1] == 64
+    assert not p["decay_down"].any() and np.abs(p["k"]).max() <= 0.05 * 128**-0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Rwkv6(heads=0), "Rwkv6.heads: expected a positive number, got 0"),
+        (lambda: Rwkv6(shift_rank=0), "Rwkv6.shift_rank: expected a positive integer, got 0"),
+        (lambda: Rwkv7(heads=3).params(Dims(16)), "Rwkv7.heads: model width 16 is not divisible by 3"),
+        (lambda: Rwkv7(gate_rank=-1), "Rwkv7.gate_rank: expected an integer >= 0, got -1"),
+        (lambda: Rwkv7(implementation="fast"), "unknown Rwkv7.implementation 'fast'; allowed: auto, reference, xla"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(build, message):
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert str(caught.value) == message

@@ -1,0 +1,127 @@
+"""Kernels of state spaces against their recurrences in float64, and convolutions that keep documents apart."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.mixer.s4d import INITS, diagonal_init
+from jaxlm.ops.fft_conv import fft_conv, good_size
+from jaxlm.ops.hippo import legs
+from jaxlm.ops.s4_kernel import Diagonal, Dplr, advance, diagonal_kernel, discretise, dplr_kernel, powers
+from jaxlm.ops.segments import rows_of
+from tests.ops.recurrences import SEGMENTS
+from tests.tiny import close, jit
+
+HEADS = 4
+
+
+def narrow(tree):
+    """In single precision, rounded from double."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32), tree)
+
+
+def systems(states: int):
+    """S4 and S4D as they begin, with steps of 1e-3 to 1e-1, as float64 arrays."""
+    random = np.random.default_rng(0)
+    c = random.standard_normal((HEADS, states // 2, 2)) @ np.array([1, 1j]) * 0.5**0.5
+    dt = np.geomspace(1e-3, 1e-1, HEADS)
+    each = lambda x: np.broadcast_to(x, c.shape)
+    made = legs(states)
+    yield "s4", lambda wide: Dplr(each(made.eigenvalues), each(made.p), each(made.b), c, dt), dplr_kernel
+    for init in INITS:
+        a, b = map(each, diagonal_init(init, states))
+        for rule in ("zoh", "bilinear"):
+            make = lambda wide, a=a, b=b, rule=rule: (
+                Diagonal(*discretise(*map(jnp.asarray, (a, b, dt[:, None])), rule), c)
+                if wide
+                else Diagonal(*discretise(*narrow((a, b, dt[:, None])), rule), c)
+            )
+            yield f"{init}-{rule}", make, diagonal_kernel
+
+
+def impulse(length: int, dtype) -> jax.Array:
+    return jnp.zeros((1, length, HEADS), dtype).at[:, 0].set(1)
+
+
+@pytest.mark.parametrize("length", [1, 2, 37, 1024])
+def test_kernels_are_answers_to_an_impulse(length):
+    """In double precision to 1e-10; in single precision the kernel and the recurrence agree to 1e-5."""
+    for name, make, kernel in systems(16):
+        with jax.enable_x64(True):
+            system = jax.tree.map(jnp.asarray, make(True))
+            exact = advance(system, impulse(length, jnp.float64), states=8)[0][0]
+            np.testing.assert_allclose(kernel(system, length), exact, rtol=0, atol=1e-10, err_msg=name)
+        system = narrow(make(False))
+        ours = np.asarray(jit(lambda s, kernel=kernel: kernel(s, length))(system))
+        answer = np.asarray(jit(lambda s: advance(s, impulse(length, jnp.float32), states=8)[0][0])(system))
+        largest = np.abs(exact).max(0)
+        assert (np.abs(ours - answer) / largest).max() < 1e-5, name
+        assert (np.abs(ours - exact) / largest).max() < 3e-5, name
+
+
+def test_angles_of_thousands_of_turns():
+    angle = np.float32(np.random.default_rng(0).uniform(-100, 100, 64))
+    for exponents in (np.arange(4096), 64 * np.arange(4096)):
+        found = jit(lambda g, e=exponents: powers(g, jnp.asarray(e)))(jnp.asarray(1j * angle, jnp.complex64))
+        exact = np.exp(1j * exponents[:, None] * angle.astype(np.float64))
+        assert np.abs(found - exact).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_recurrence_with_documents_and_a_state(size):
+    """Against one document at a time; values and gradients."""
+    random = np.random.default_rng(1)
+    u = jnp.asarray(random.standard_normal((*SEGMENTS.shape, HEADS)), jnp.float32)
+    start = jnp.asarray(random.standard_normal((len(u), HEADS, 4, 2)) @ [1, 1j], jnp.complex64)
+    rows = rows_of(jnp.asarray(SEGMENTS))
+    name, make, _ = next(iter(systems(8)))
+    system = narrow(make(False))
+    y, last = jit(lambda u, s: advance(system, u, rows=rows, state=s, states=4, chunk=size))(u, start)
+    for row, marks in enumerate(SEGMENTS):
+        state = start[row : row + 1]
+        for i, mark in enumerate(dict.fromkeys(marks[marks != 0].tolist())):
+            at = np.flatnonzero(marks == mark)
+            state = jnp.zeros_like(state) if i else state
+            alone, state = advance(system, u[row : row + 1, at], state=state, states=4, chunk=64)
+            close(y[row, at], alone[0])
+        close((jnp.real(last[row]), jnp.imag(last[row])), (jnp.real(state[0]), jnp.imag(state[0])))
+
+
+@pytest.mark.parametrize("length, reach", [(37, 37), (37, 5), (37, 99), (300, 300)])
+def test_convolution_of_documents(length, reach):
+    """Against sums in float64; other documents and padding leave no trace, not even of rounding."""
+    random = np.random.default_rng(0)
+    segments = np.ones((3, length), np.int32)
+    segments[0, :9] = segments[0, 20:23] = segments[0, 34:36] = 0
+    segments[1, 5:], segments[1, 18:], segments[1, 19:], segments[1, 33:] = 2, 3, 4, 0
+    segments[2, : length // 3], segments[2, length // 2 :] = 0, 2
+    x, kernel = (random.standard_normal((*s, 2)).astype(np.float32) for s in (segments.shape, (reach,)))
+    expected = np.zeros(x.shape)
+    for row, marks in enumerate(segments):
+        for mark in set(marks.tolist()) - {0}:
+            at = np.flatnonzero(marks == mark)
+            for channel in range(2):
+                full = np.convolve(x[row, at, channel].astype(np.float64), kernel[:, channel].astype(np.float64))
+                expected[row, at, channel] = full[: len(at)]
+    run = jit(lambda x, k: fft_conv(x, k, rows=rows_of(jnp.asarray(segments))))
+    real = segments != 0
+    found = np.asarray(run(x, kernel))
+    close(found[real], expected[real])
+    other = segments == 2
+    changed = np.asarray(run(np.where(other[..., None], x + 1, x), kernel))
+    np.testing.assert_array_equal(changed[real & ~other], found[real & ~other])
+    plain = np.stack([np.convolve(x[0, :, c], kernel[:, c])[:length] for c in range(2)], -1)
+    close(fft_conv(jnp.asarray(x[:1]), jnp.asarray(kernel))[0], plain)
+    slope = lambda rows: jit(jax.grad(lambda x, k: jnp.sin(fft_conv(x, k, rows=rows)).sum(), (0, 1)))(x, kernel)
+    close(slope(rows_of(jnp.ones_like(segments))), slope(None), 2e-5)
+
+
+def test_sizes_of_transforms():
+    for size in range(1, 300):
+        found = good_size(size)
+        odd = found // (found & -found)
+        assert size <= found < 2 * size + 2 and odd in (1, 3, 5)
+    assert [good_size(n) for n in (1, 6, 9, 11, 17, 65, 129)] == [1, 6, 10, 12, 20, 80, 160]
