@@ -18,6 +18,9 @@ list_ops: s4d >= .05 above attention, both above the commonest answer.
 verbatim: transformer, repeated lists <= 30 % of the first's surprisal, permuted 20 points more; lstm >= 70 % with 10
 nouns and a gap of 200, order worth < 10 points; mamba2 and gla between the two and worse with more nouns and gap.
 translation: reversed >= .1 over forward at half of the steps, with attention <= .1.
+Pilots of single arms, seed 0: recall T 32, attention 1.00, mamba2 1.00 with N = 32 and .88 with N = 2 (which will miss
+its limit); long_range s4d 1.00; collapse, N = 32 trained on one episode: 1.00, .33 and .07 in episodes 1, 8 and 64 (the
+limit at 8 will be missed), log decay times 4 .39 and .13, a window of 16 .95 and .98, resets 1.00.
 The `accelerator` presets: as `study`, at sizes nearer to the papers'; not yet run.
 
 Hardware and wall time: each `smoke` under 60 s; the `study` presets 2.5 hours in all, on 2 CPU cores (estimates, from

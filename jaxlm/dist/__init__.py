@@ -1,7 +1,7 @@
 """Meshes and logical axis rules: names in the code, placement in one table."""
 
 from jaxlm.dist.batch import global_batch
-from jaxlm.dist.lasp import lasp
+from jaxlm.dist.lasp import convolve, lasp
 from jaxlm.dist.mesh import Mesh, make_mesh
 from jaxlm.dist.rules import RULES, Axes, constrain, divides, is_active, param_shardings, per_device, sharding, use_mesh
 
@@ -10,6 +10,7 @@ __all__ = [
     "Axes",
     "Mesh",
     "constrain",
+    "convolve",
     "divides",
     "global_batch",
     "is_active",

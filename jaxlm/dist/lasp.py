@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxlm.dist.rules import active_mesh
+from jaxlm.ops.causal_conv import causal_conv
 from jaxlm.ops.passing import passing
 from jaxlm.ops.segments import Rows
 
@@ -81,6 +82,25 @@ def lasp(
         axis_names={AXIS},
     )
     return run(tokens, marks, start)
+
+
+def convolve(x: jax.Array, taps: jax.Array) -> jax.Array:
+    """`causal_conv` of x [B, L, ...] with taps [n, ...], one document a row, each device of the context axis with its
+    piece, for which it is sent the last n - 1 tokens of the piece before."""
+    mesh, length, more = active_mesh(), x.shape[1], taps.shape[0] - 1
+    pieces = 1 if mesh is None else mesh.shape[AXIS]
+    if pieces == 1 or length % pieces or not 0 < more <= length // pieces:
+        return causal_conv(x, taps)[0]
+
+    def piece(x: jax.Array, taps: jax.Array) -> jax.Array:
+        before = jax.lax.ppermute(x[:, -more:], AXIS, [(i, i + 1) for i in range(pieces - 1)])  # zeros for the first
+        return causal_conv(jnp.concatenate((before, x), 1), taps)[0][:, more:]
+
+    split = PartitionSpec(None, AXIS)
+    run: Any = jax.shard_map(
+        piece, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split, check_vma=False, axis_names={AXIS}
+    )
+    return run(x, taps)
 
 
 def _diagonal(

@@ -2,8 +2,8 @@
 
 Learned: the projections of `jaxlm.mixer.heads`. Positions, mask, query/key norm and cache are slots.
 A sink is a learned logit per head that joins the softmax's denominator and carries no value (GPT-OSS; Xiao et al. 2023,
-Efficient Streaming Language Models with Attention Sinks). An output gate, sigmoid(x W) of the same shape, multiplies what
-the heads have read (Qiu et al. 2025, Gated Attention for Large Language Models; Qwen3-Next).
+Efficient Streaming Language Models with Attention Sinks). An output gate, sigmoid(x W) of the same shape, multiplies
+what the heads have read (Qiu et al. 2025, Gated Attention for Large Language Models; Qwen3-Next).
 """
 
 from __future__ import annotations

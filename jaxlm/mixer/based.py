@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm import dist
 from jaxlm.core.config import require
-from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.ops.dense import dense
-from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
+from jaxlm.ops.scalar_decay import scalar_decay
 
 
 def taylor(x: jax.Array) -> jax.Array:
@@ -36,32 +36,28 @@ def taylor(x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Based(Recurrent):
+class Based(Linear):
     """Linear attention with second-order Taylor features.
 
     Attributes:
       heads: H, a divisor of the width.
       features: d', width of queries and keys before the features are made.
       eps: added to the sum of a token's weights.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
-    paper: ClassVar[str] = (
-        "Arora et al. 2024, Simple Linear Attention Models Balance the Recall-Throughput Tradeoff"
-    )
+    paper: ClassVar[str] = "Arora et al. 2024, Simple Linear Attention Models Balance the Recall-Throughput Tradeoff"
+    op: ClassVar[Any] = staticmethod(scalar_decay)
 
     heads: int = 16
     features: int = 16
     eps: float = 1e-6
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
-        for name in ("heads", "features", "chunk"):
+        super().check()
+        for name in ("heads", "features"):
             require(getattr(self, name) > 0, f"Based.{name}: expected a positive integer, got {getattr(self, name)}")
         require(self.eps >= 0, f"Based.eps: expected a number >= 0, got {self.eps}")
-        choose("Based.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     def _width(self, dims: Dims) -> int:
         require(dims.width % self.heads == 0, f"Based.heads: model width {dims.width} is not divisible by {self.heads}")
@@ -82,22 +78,9 @@ class Based(Recurrent):
     def memory(self, dims: Dims) -> dict[str, tuple[int, ...]]:
         return {"state": (self.heads, self._features(), self._width(dims) + 1)}  # the last column sums the weights
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        key, value = self._features(), self._width(dims) + 1
-        return self.heads * (2.0 * self.chunk * (key + value) + 4.0 * key * value)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        q, k, v = (dist.constrain(dense(x_BLD, p[name]), ("batch", None, "heads", None)) for name in "qkv")
-        out, state = scalar_decay(
-            taylor(q),
-            taylor(k),
-            jnp.concatenate((v, jnp.ones_like(v[..., :1])), -1),
-            rows=stream.rows,
-            state=None if stream.memory is None else stream.memory["state"],
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
+        q, k, v = (dist.constrain(dense(x_BLD, p[name]), ("batch", "length", "heads", None)) for name in "qkv")
+        v = jnp.concatenate((v, jnp.ones_like(v[..., :1])), -1)
+        out, stream = self.run(stream, taylor(q), taylor(k), v)
         out = out[..., :-1] / (out[..., -1:] + self.eps)
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

@@ -7,6 +7,7 @@ S_t = S' + beta_t k_t (v_t - S'^T k_t)^T,  S' = diag(exp g_t) S_{t-1}      o_t =
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,9 @@ class Delta(Keyed):
       allow_negative: beta is in (0, 2), not (0, 1), so that a token can turn the sign of a key's value.
     """
 
+    op: ClassVar[Any] = staticmethod(delta_rule)
+    diagonal: ClassVar[bool] = False
+
     allow_negative: bool = False
 
     def params(self, dims: Dims) -> Specs:
@@ -45,12 +49,12 @@ class Delta(Keyed):
 
     def recur(
         self, p: Params, x_BLD: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, stream: Stream
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, Stream]:
         q, k = (_unit(jax.nn.silu(x)) for x in (q, k))
         beta = jax.nn.sigmoid(dense(x_BLD, p["beta"], dtype=jnp.float32))
         beta = 2 * beta if self.allow_negative else beta
         q = q * q.shape[-1] ** -0.5
-        return delta_rule(q, k, jax.nn.silu(v), beta, self.log_decay(p, x_BLD), **self.how(stream))
+        return self.run(stream, q, k, jax.nn.silu(v), beta, self.log_decay(p, x_BLD))
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -60,4 +60,4 @@ class GatedDeltaNet(Delta):
         return -jnp.exp(p["A_log"].astype(jnp.float32)) * step
 
     def gate(self, p: Params, x_BLD: jax.Array, out: jax.Array) -> jax.Array:
-        return out * jax.nn.silu(dist.constrain(dense(x_BLD, p["z"]), ("batch", None, "heads", None)))
+        return out * jax.nn.silu(dist.constrain(dense(x_BLD, p["z"]), ("batch", "length", "heads", None)))

@@ -11,7 +11,7 @@ Transformer of its size, and better than it and Mamba on texts longer than those
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Gla(Keyed):
     """
 
     paper: ClassVar[str] = "Yang et al. 2024, Gated Linear Attention Transformers with Hardware-Efficient Training"
+    op: ClassVar[Any] = staticmethod(vector_decay)
     shares: ClassVar[tuple[float, float]] = (0.5, 1.0)
 
     conv: int = 1
@@ -60,13 +61,13 @@ class Gla(Keyed):
 
     def recur(
         self, p: Params, x_BLD: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, stream: Stream
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, Stream]:
         if self.conv > 1:
             q, k, v = (jax.nn.silu(x) for x in (q, k, v))
         logits = dense(dense(x_BLD, p["decay_down"]), p["decay_up"], dtype=jnp.float32)
-        logits = dist.constrain(logits, ("batch", None, "heads", None)) + p["decay_bias"].astype(jnp.float32)
+        logits = dist.constrain(logits, ("batch", "length", "heads", None)) + p["decay_bias"].astype(jnp.float32)
         log_decay = jax.nn.log_sigmoid(logits) / self.temperature
-        return vector_decay(q * q.shape[-1] ** -0.5, k, v, log_decay, **self.how(stream))
+        return self.run(stream, q * q.shape[-1] ** -0.5, k, v, log_decay)
 
     def gate(self, p: Params, x_BLD: jax.Array, out: jax.Array) -> jax.Array:
-        return out * jax.nn.silu(dist.constrain(dense(x_BLD, p["z"]), ("batch", None, "heads", None)))
+        return out * jax.nn.silu(dist.constrain(dense(x_BLD, p["z"]), ("batch", "length", "heads", None)))

@@ -64,10 +64,10 @@ class Kda(Delta):
 
     def log_decay(self, p: Params, x_BLD: jax.Array) -> jax.Array:
         step = dense(dense(x_BLD, p["decay_down"]), p["decay_up"], dtype=jnp.float32)
-        step = dist.constrain(step, ("batch", None, "heads", None))
+        step = dist.constrain(step, ("batch", "length", "heads", None))
         step = jax.nn.softplus(step + p["dt_bias"].astype(jnp.float32))
         return -jnp.exp(p["A_log"].astype(jnp.float32))[:, None] * step
 
     def gate(self, p: Params, x_BLD: jax.Array, out: jax.Array) -> jax.Array:
         z = dense(dense(x_BLD, p["gate_down"]), p["gate_up"])
-        return out * jax.nn.sigmoid(dist.constrain(z, ("batch", None, "heads", None)))
+        return out * jax.nn.sigmoid(dist.constrain(z, ("batch", "length", "heads", None)))

@@ -14,17 +14,16 @@ import jax
 
 from jaxlm import dist
 from jaxlm.core.config import require
-from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec, Uniform
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.norm.rms import RmsNorm
-from jaxlm.ops.delta_rule import IMPLEMENTATIONS  # those of vector_decay too
 from jaxlm.ops.dense import dense
 
 
 @dataclasses.dataclass(frozen=True)
-class Keyed(Recurrent):
+class Keyed(Linear):
     """The base of GLA and of the delta rules. Subclasses give `recur`, and what they add to `params` and do in `gate`.
 
     Attributes:
@@ -33,8 +32,7 @@ class Keyed(Recurrent):
       key_width, value_width: K and V; 0 for what the method's paper has at this width and number of heads.
       conv: tokens that the convolutions of q, k and v read; 1 for none.
       eps: of the norm of outputs.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of the method's op, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
     shares: ClassVar[tuple[float, float]] = (1.0, 1.0)  # of the model's width, that all heads' keys and values have
@@ -45,12 +43,11 @@ class Keyed(Recurrent):
     value_width: int = 0
     conv: int = 4
     eps: float = 1e-5
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
+        super().check()
         name = type(self).__name__
-        for field in ("heads", "conv", "chunk"):
+        for field in ("heads", "conv"):
             value = getattr(self, field)
             require(value > 0, f"{name}.{field}: expected a positive integer, got {value}")
         for field in ("key_heads", "key_width", "value_width", "eps"):
@@ -60,7 +57,6 @@ class Keyed(Recurrent):
             self.heads % self.groups == 0,
             f"{name}.key_heads: expected a divisor of heads {self.heads}, got {self.key_heads}",
         )
-        choose(f"{name}.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     @property
     def groups(self) -> int:
@@ -104,37 +100,22 @@ class Keyed(Recurrent):
         key, value = self.widths(dims)
         return {"qk": (self.conv, (self.groups, 2, key)), "v": (self.conv, (self.heads, value))}
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        key, value = self.widths(dims)
-        return self.heads * (2.0 * self.chunk * (key + value) + 4.0 * key * value)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        qk = dist.constrain(dense(x_BLD, p["qk"]), ("batch", None, "heads", None, None))
-        v = dist.constrain(dense(x_BLD, p["v"]), ("batch", None, "heads", None))
+        qk = dist.constrain(dense(x_BLD, p["qk"]), ("batch", "length", "heads", None, None))
+        v = dist.constrain(dense(x_BLD, p["v"]), ("batch", "length", "heads", None))
         if self.conv > 1:
             qk, stream = stream.convolve("qk", qk, p["qk_conv"])
             v, stream = stream.convolve("v", v, p["v_conv"])
-        out, state = self.recur(p, x_BLD, qk[..., 0, :], qk[..., 1, :], v, stream)
+        out, stream = self.recur(p, x_BLD, qk[..., 0, :], qk[..., 1, :], v, stream)
         out = self.gate(p, x_BLD, RmsNorm(self.eps)(p["norm"], out))
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream
 
     def recur(
         self, p: Params, x_BLD: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, stream: Stream
-    ) -> tuple[jax.Array, jax.Array]:
-        """[B, L, H, V] in v's dtype and the state after; q, k [B, L, G, K] and v [B, L, H, V] as convolved."""
+    ) -> tuple[jax.Array, Stream]:
+        """[B, L, H, V] in v's dtype and the stream after; q, k [B, L, G, K] and v [B, L, H, V] as convolved."""
         raise NotImplementedError
 
     def gate(self, p: Params, x_BLD: jax.Array, out: jax.Array) -> jax.Array:
         """Normalised outputs [B, L, H, V], gated."""
         return out
-
-    def how(self, stream: Stream) -> dict:
-        """What every op takes beside its arrays."""
-        return {
-            "rows": stream.rows,
-            "state": None if stream.memory is None else stream.memory["state"],
-            "chunk": self.chunk,
-            "implementation": None if self.implementation == "auto" else self.implementation,
-        }

@@ -10,7 +10,7 @@ Claimed: attention in O(L) time and O(1) state (Katharopoulos et al. 2020).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,36 @@ from jaxlm.core.config import require
 from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.ops.dense import dense
-from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
+from jaxlm.ops.scalar_decay import scalar_decay
 
 FEATURES = ("elu", "identity")
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearAttention(Recurrent):
+class LinearAttention(Linear):
     """Linear attention.
 
     Attributes:
       heads: H, a divisor of the width.
       features: ``"elu"`` for elu(x) + 1, ``"identity"`` for none.
       normalise: whether outputs are divided by the sum of their weights.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
     paper: ClassVar[str] = "Katharopoulos et al. 2020, Transformers are RNNs"
+    op: ClassVar[Any] = staticmethod(scalar_decay)
 
     heads: int = 8
     features: str = "elu"
     normalise: bool = True
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
+        super().check()
         require(self.heads > 0, f"LinearAttention.heads: expected a positive integer, got {self.heads}")
-        require(self.chunk > 0, f"LinearAttention.chunk: expected a positive integer, got {self.chunk}")
         choose("LinearAttention.features", self.features, FEATURES)
-        choose("LinearAttention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
         require(
             self.features == "elu" or not self.normalise,
             "LinearAttention.normalise needs positive features: set features 'elu', or normalise=False",
@@ -75,14 +73,8 @@ class LinearAttention(Recurrent):
         width = self._width(dims)
         return {"state": (self.heads, width, width + self.normalise)}  # z is what a value of 1 leaves in S
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        width = self._width(dims)
-        return self.heads * (4.0 * self.chunk * width + 4.0 * width * width)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        qkv = dist.constrain(dense(x_BLD, p["qkv"]), ("batch", None, "heads", None, None))
+        qkv = dist.constrain(dense(x_BLD, p["qkv"]), ("batch", "length", "heads", None, None))
         q, k, v = (qkv[..., i, :] for i in range(3))
         if self.features == "elu":
             q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
@@ -90,15 +82,7 @@ class LinearAttention(Recurrent):
             q = q * q.shape[-1] ** -0.5
         if self.normalise:
             v = jnp.concatenate((v, jnp.ones_like(v[..., :1])), -1)
-        out, state = scalar_decay(
-            q,
-            k,
-            v,
-            rows=stream.rows,
-            state=None if stream.memory is None else stream.memory["state"],
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
+        out, stream = self.run(stream, q, k, v)
         if self.normalise:
             out = out[..., :-1] / (out[..., -1:] + 1e-6)
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

@@ -12,7 +12,7 @@ Claimed: trains in parallel, decodes in O(1), and matches Transformers from 2.7B
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,12 @@ from jaxlm.core.config import require
 from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.norm.layer import LayerNorm
 from jaxlm.ops.dense import dense
 from jaxlm.ops.rotary import PAIRINGS, angles, inverse_frequencies, turn
-from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
+from jaxlm.ops.scalar_decay import scalar_decay
 
 
 def log_decays(heads: int) -> np.ndarray:
@@ -36,7 +37,7 @@ def log_decays(heads: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class RetNet(Recurrent):
+class RetNet(Linear):
     """Multi-scale retention.
 
     Attributes:
@@ -45,27 +46,25 @@ class RetNet(Recurrent):
       base: theta of the rotation; 0 for no rotation.
       pairing: of the rotated channels, ``"interleaved"`` as published, or ``"half"``.
       norm_eps: of the norm of each head's output.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
     paper: ClassVar[str] = "Sun et al. 2023, Retentive Network: A Successor to Transformer for Large Language Models"
+    op: ClassVar[Any] = staticmethod(scalar_decay)
 
     heads: int = 4
     value_expand: int = 2
     base: float = 10_000.0
     pairing: str = "interleaved"
     norm_eps: float = 1e-5
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
-        for name in ("heads", "value_expand", "chunk"):
+        super().check()
+        for name in ("heads", "value_expand"):
             require(getattr(self, name) > 0, f"RetNet.{name}: expected a positive integer, got {getattr(self, name)}")
         for name in ("base", "norm_eps"):
             require(getattr(self, name) >= 0, f"RetNet.{name}: expected a number >= 0, got {getattr(self, name)}")
         choose("RetNet.pairing", self.pairing, PAIRINGS)
-        choose("RetNet.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     def _widths(self, dims: Dims) -> tuple[int, int]:
         """K and V."""
@@ -90,27 +89,12 @@ class RetNet(Recurrent):
     def memory(self, dims: Dims) -> dict[str, tuple[int, ...]]:
         return {"state": (self.heads, *self._widths(dims))}
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        key, value = self._widths(dims)
-        return self.heads * (2.0 * self.chunk * (key + value) + 4.0 * key * value)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        by_head = ("batch", None, "heads", None)
+        by_head = ("batch", "length", "heads", None)
         q, k, v, z = (dist.constrain(dense(x_BLD, p[name]), by_head) for name in ("q", "k", "v", "gate"))
         if self.base:
             turns = angles(ctx.positions, inverse_frequencies(self.base, q.shape[-1]))
             q, k = (turn(x, jnp.cos(turns), jnp.sin(turns), self.pairing) for x in (q, k))
-        out, state = scalar_decay(
-            q * q.shape[-1] ** -0.5,
-            k,
-            v,
-            jnp.asarray(log_decays(self.heads)),
-            rows=stream.rows,
-            state=None if stream.memory is None else stream.memory["state"],
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
+        out, stream = self.run(stream, q * q.shape[-1] ** -0.5, k, v, jnp.asarray(log_decays(self.heads)))
         out = LayerNorm(self.norm_eps, bias=False, gain=False)({}, out) * jax.nn.silu(z)
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

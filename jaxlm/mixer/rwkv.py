@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.core.config import require
-from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec, ones, zeros
 from jaxlm.core.types import Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.norm.layer import LayerNorm
-from jaxlm.ops.vector_decay import IMPLEMENTATIONS  # those of dplr too
 
 DEPTH = 0.5  # of the layer whose initial values these are, from 0 to 1
 
@@ -58,27 +58,26 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rwkv(Recurrent):
+class Rwkv(Linear):
     """The base of RWKV's time mixing.
 
     Attributes:
       heads: H, a divisor of the width; the published models have heads of 64 channels.
       eps: of the norm of heads.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of the method's op, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
+
+    diagonal: ClassVar[bool] = False  # in RWKV-6 since a token reads the state before its decay
 
     heads: int = 8
     eps: float = 64e-5
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
+        super().check()
         name = type(self).__name__
-        for field in ("heads", "eps", "chunk"):
+        for field in ("heads", "eps"):
             value = getattr(self, field)
             require(value > 0, f"{name}.{field}: expected a positive number, got {value}")
-        choose(f"{name}.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     def width(self, dims: Dims) -> int:
         """K. Raises `ConfigError` if the model's width cannot be divided."""
@@ -115,12 +114,3 @@ class Rwkv(Recurrent):
         """[B, L, H, K], each head of mean 0 and variance 1, with a gain and offset of its own; float32."""
         out = LayerNorm(self.eps, bias=False, gain=False)({}, out.astype(jnp.float32))
         return out * p["norm"]["scale"].astype(jnp.float32) + p["norm"]["bias"].astype(jnp.float32)
-
-    def how(self, stream: Stream) -> dict:
-        """What every op takes beside its arrays."""
-        return {
-            "rows": stream.rows,
-            "state": None if stream.memory is None else stream.memory["state"],
-            "chunk": self.chunk,
-            "implementation": None if self.implementation == "auto" else self.implementation,
-        }

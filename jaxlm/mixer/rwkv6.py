@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ class Rwkv6(Rwkv):
 
     paper: ClassVar[str] = "Peng et al. 2024, Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence"
 
+    op: ClassVar[Any] = staticmethod(vector_decay)
+
     shift_rank: int = 32
     decay_rank: int = 64
 
@@ -81,12 +83,6 @@ class Rwkv6(Rwkv):
             "bonus": ParamSpec((heads, width), ("heads", None), Bonus(), decay=False),
         }
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        width = self.width(dims)
-        return self.heads * (4.0 * self.chunk * width + 4.0 * width * width)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
         d, stream = self.shift(x_BLD, stream)
         low = jnp.tanh(dense(x_BLD + d * p["mix"].astype(d.dtype), p["mix_down"]))
@@ -94,10 +90,10 @@ class Rwkv6(Rwkv):
         for i, name in enumerate(NAMES):
             share = p["mixes"][i].astype(d.dtype) + dense(low[..., i, :], p["mix_up"][i])
             mixed[name] = x_BLD + share * d
-        by_head = lambda x: dist.constrain(x, ("batch", None, "heads", None))
+        by_head = lambda x: dist.constrain(x, ("batch", "length", "heads", None))
         r, k, v, gate = (by_head(dense(mixed[name], p[name])) for name in "rkvg")
         decay = dense(jnp.tanh(dense(mixed["w"], p["decay_down"])), p["decay_up"], dtype=jnp.float32)
         log_decay = -jnp.exp(by_head(decay) + p["decay"].astype(jnp.float32))
-        out, state = vector_decay(r, k, v, log_decay, bonus=p["bonus"].astype(jnp.float32), **self.how(stream))
+        out, stream = self.run(stream, r, k, v, log_decay, bonus=p["bonus"].astype(jnp.float32))
         out = self.norm(p, out).astype(x_BLD.dtype) * jax.nn.silu(gate)
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Rwkv7(Rwkv):
     """
 
     paper: ClassVar[str] = 'Peng et al. 2025, RWKV-7 "Goose" with Expressive Dynamic State Evolution'
+    op: ClassVar[Any] = staticmethod(dplr)
 
     decay_rank: int = 0
     rate_rank: int = 0
@@ -95,7 +96,7 @@ class Rwkv7(Rwkv):
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
         d, stream = self.shift(x_BLD, stream)
         mixed = {name: x_BLD + d * p["mixes"][i].astype(d.dtype) for i, name in enumerate(NAMES)}
-        by_head = lambda x: dist.constrain(x, ("batch", None, "heads", None))
+        by_head = lambda x: dist.constrain(x, ("batch", "length", "heads", None))
         wide = lambda name: p[name].astype(jnp.float32)
         r, k, v = (by_head(dense(mixed[name], p[name])) for name in "rkv")
         decay = dense(jnp.tanh(dense(mixed["w"], p["decay_down"])), p["decay_up"], dtype=jnp.float32)
@@ -107,7 +108,7 @@ class Rwkv7(Rwkv):
         kappa = k * wide("k_k")
         kappa = kappa * jax.lax.rsqrt(jnp.square(kappa).sum(-1, keepdims=True) + 1e-12)
         k = k * (1 + (rate - 1) * wide("k_a"))
-        out, state = dplr(r, k, v, -kappa, kappa * rate, log_decay, **self.how(stream))
+        out, stream = self.run(stream, r, k, v, -kappa, kappa * rate, log_decay)
         own = (r * k * wide("r_k")).sum(-1, keepdims=True) * v
         out = (self.norm(p, out) + own).astype(x_BLD.dtype) * gate
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

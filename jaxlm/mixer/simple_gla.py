@@ -12,24 +12,24 @@ Claimed: close to GLA in quality, as fast as RetNet (Yang et al. 2024; the flash
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm import dist
 from jaxlm.core.config import require
-from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec, ones, zeros
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.norm.rms import RmsNorm
 from jaxlm.ops.dense import dense
-from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
+from jaxlm.ops.scalar_decay import scalar_decay
 
 
 @dataclasses.dataclass(frozen=True)
-class SimpleGla(Recurrent):
+class SimpleGla(Linear):
     """Simple gated linear attention.
 
     Attributes:
@@ -37,28 +37,23 @@ class SimpleGla(Recurrent):
       key_expand: width of all keys together over the model's.
       tau: what the logarithm of the decay is divided by; larger ones remember longer.
       norm_eps: of the norm of each head's output.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
     paper: ClassVar[str] = "Yang et al. 2024, Gated Linear Attention Transformers with Hardware-Efficient Training"
+    op: ClassVar[Any] = staticmethod(scalar_decay)
 
     heads: int = 4
     key_expand: float = 0.5
     tau: float = 16.0
     norm_eps: float = 1e-5
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
-        for name in ("heads", "chunk"):
-            require(
-                getattr(self, name) > 0, f"SimpleGla.{name}: expected a positive integer, got {getattr(self, name)}"
-            )
+        super().check()
+        require(self.heads > 0, f"SimpleGla.heads: expected a positive integer, got {self.heads}")
         for name in ("key_expand", "tau"):
             require(getattr(self, name) > 0, f"SimpleGla.{name}: expected a positive number, got {getattr(self, name)}")
         require(self.norm_eps >= 0, f"SimpleGla.norm_eps: expected a number >= 0, got {self.norm_eps}")
-        choose("SimpleGla.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     def _widths(self, dims: Dims) -> tuple[int, int]:
         """K and V."""
@@ -90,25 +85,11 @@ class SimpleGla(Recurrent):
     def memory(self, dims: Dims) -> dict[str, tuple[int, ...]]:
         return {"state": (self.heads, *self._widths(dims))}
 
-    def flops(self, dims: Dims, length: int) -> float:
-        """Within a chunk, into the state and out of it, per token."""
-        del length
-        key, value = self._widths(dims)
-        return self.heads * (2.0 * self.chunk * (key + value) + 4.0 * key * value)
-
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        by_head = ("batch", None, "heads", None)
+        by_head = ("batch", "length", "heads", None)
         q, k, v, z = (dist.constrain(dense(x_BLD, p[name]), by_head) for name in ("q", "k", "v", "gate"))
         decay = dense(x_BLD, p["decay"], dtype=jnp.float32) + p["decay_bias"].astype(jnp.float32)
-        out, state = scalar_decay(
-            q * q.shape[-1] ** -0.5,
-            k,
-            v,
-            jax.nn.log_sigmoid(decay) / self.tau,
-            rows=stream.rows,
-            state=None if stream.memory is None else stream.memory["state"],
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
+        log_decay = jax.nn.log_sigmoid(decay) / self.tau
+        out, stream = self.run(stream, q * q.shape[-1] ** -0.5, k, v, log_decay)
         out = RmsNorm(self.norm_eps)({"scale": p["norm"]}, out) * jax.nn.silu(z)
-        return dense(out, p["out"], inputs=2), stream.remember(state=state)
+        return dense(out, p["out"], inputs=2), stream

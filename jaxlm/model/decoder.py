@@ -293,7 +293,7 @@ def forward(
     if spec.embed_norm is not None:
         x = spec.embed_norm(params["embed_norm"], x)
     x = dropout(x, spec.dropout, rng, train)
-    x = dist.constrain(x, ("batch", None, None))
+    x = dist.constrain(x, ("batch", "length", None))
     ctx = Context(
         positions=positions,
         segment_ids=segment_ids,

@@ -76,7 +76,7 @@ def apply_block(
                 x = x + run(part, x)
             else:
                 x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
-    return dist.constrain(x, ("batch", None, None)), new_state, aux
+    return dist.constrain(x, ("batch", "length", None)), new_state, aux
 
 
 def unstack(params: Params) -> dict[str, Any]:
