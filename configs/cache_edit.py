@@ -44,10 +44,10 @@ def _optimizer(rate: float) -> Optimizer:
 
 def _study() -> RunConfig:
     return RunConfig(
-        models=tuple(_model(layers, 128) for layers in (1, 2, 4)),
+        models=tuple(_model(layers, 64) for layers in (1, 2, 4)),
         sizes=(4, 32),
         seeds=(0, 1, 2),
-        optimizer=_optimizer(2e-3),
+        optimizer=_optimizer(3e-3),
     )
 
 

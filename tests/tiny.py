@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.core.config import make
 from jaxlm.core.params import Constant, FanIn, ParamSpec, map_specs
@@ -58,6 +59,11 @@ def count_positions(segment_ids: np.ndarray) -> np.ndarray:
                 positions[row, slot] = seen.get(segment, 0)
                 seen[segment] = positions[row, slot] + 1
     return positions
+
+
+def slow(*cases: Any) -> list[Any]:
+    """Cases of `pytest.mark.parametrize`, each its tuple of arguments, that only `make test-all` runs."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def jit(function: Any, **options: Any) -> Any:

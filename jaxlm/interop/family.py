@@ -40,8 +40,8 @@ class Draft:
         self.blocks = [block] * depth
 
     def set(self, path: str, value: Any, layer: int | None = None) -> None:
-        """Sets ``"model.<field>"``, a field of every block (or of one ``layer``'s), ``"mixer.position.base"``, or of the
-        mixers or feed-forwards that are registered by a name, ``"mamba2.state"``."""
+        """Sets ``"model.<field>"``, a field of every block (or of one ``layer``'s), ``"mixer.position.base"``, or of
+        the mixers or feed-forwards that are registered by a name, ``"mamba2.state"``."""
         head, _, field = path.partition(".")
         if head == "model":
             name, _, inner = field.partition(".")
@@ -129,7 +129,9 @@ class Keys(dict[str, Key]):
         for name, key in self.items():
             if not key.paths:
                 continue
-            found = (found_at(spec, blocks, path) for path in ((key.paths,) if isinstance(key.paths, str) else key.paths))
+            found = (
+                found_at(spec, blocks, path) for path in ((key.paths,) if isinstance(key.paths, str) else key.paths)
+            )
             value = next((value for value in found if value is not None), None)
             if value is not None:
                 out[name] = key.theirs(value)
@@ -181,8 +183,9 @@ class Family:
         but not tensors, ``"mamba:mixer/out"`` (`layout.only`) comes first.
       prefix: what names of a checkpoint of the bare model lack.
       buffers: patterns of names that old files hold and nobody needs.
-      depth: the key that counts the layers or lists them, and other spellings of it. Parts may make more or fewer blocks
-        of them, and then write the key themselves.
+      depth: the key that counts the layers, and other spellings of it. Parts may make more or fewer blocks of them, and
+        then write the key themselves.
+      listed: whether that key may list them, as names or letters.
       layer: the number of the stored layer that each block is, or begins with; by default its own.
       renamed: old spellings within stored names, ``{"gamma": "weight"}``.
       model: fields of `ModelSpec` that no setting changes.
@@ -197,6 +200,7 @@ class Family:
     prefix: str = "model."
     buffers: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
     depth: tuple[str, ...] = ("num_hidden_layers",)
+    listed: bool = False
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layer: Callable[[list[Block]], Sequence[int]] = lambda blocks: range(len(blocks))
@@ -208,7 +212,7 @@ class Family:
                 "config.json: quantization_config is not supported (weights must be float32, bfloat16 or float16); "
                 "save a dequantised copy with transformers first"
             )
-        depth = c.look_up(self.depth, (int, list, str))
+        depth = c.look_up(self.depth, (list, str, int) if self.listed else int)
         depth = depth if isinstance(depth, int) else len(depth)
         if depth < 1:
             raise ConfigError(f"config.json: {self.depth[0]} should be positive, got {depth}")

@@ -7,8 +7,8 @@ The rules are those of transformers 5.23, modeling_rope_utils, down to where a l
 from __future__ import annotations
 
 import dataclasses
-from operator import attrgetter as getter
 from collections.abc import Mapping
+from operator import attrgetter as getter
 from typing import Any
 
 from jaxlm.core import registry

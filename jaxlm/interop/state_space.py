@@ -1,4 +1,4 @@
-"""Parts of settings and tensors that families with recurrent layers share: Mamba, Mamba-2, and which layers are which."""
+"""Parts of settings and tensors that families with recurrent layers share: Mamba, Mamba-2, which layers are which."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def mamba(at: str, norms: tuple[str, str, str] = ("", "", ""), ours: str = "mixe
         "skip": plain(f"{at}D"),
         "out": transposed(f"{at}out_proj.weight"),
         "out_bias": plain(f"{at}out_proj.bias"),
-        **{f"{name}_norm/scale": plain(f"{at}{norm}.weight") for name, norm in zip(("dt", "b", "c"), norms, strict=True)},
+        **{
+            f"{name}_norm/scale": plain(f"{at}{norm}.weight")
+            for name, norm in zip(("dt", "b", "c"), norms, strict=True)
+        },
     }
     return {f"{ours}/{name}": stored for name, stored in out.items()}
 
@@ -105,7 +108,8 @@ def unused(**defaults: Any) -> dict[str, Key]:
 INITIAL = unused(
     time_step_scale=1.0, time_step_min=0.001, time_step_max=0.1, time_step_init_scheme="random", time_step_floor=1e-4,
     rescale_prenorm_residual=False, residual_in_fp32=True, use_mambapy=False, use_associative_scan=True,
-    use_falcon_mambapy=False, use_mamba_kernels=True, num_logits_to_keep=1, z_loss_coefficient=0.0, chunk_size=256, mamba_chunk_size=256,
+    use_falcon_mambapy=False, use_mamba_kernels=True, num_logits_to_keep=1, z_loss_coefficient=0.0, chunk_size=256,
+    mamba_chunk_size=256,
 )  # fmt: skip
 
 

@@ -478,8 +478,8 @@ def build(name: str, seed: int = 0) -> Any:
     """The model of a case, in evaluation mode, float32, with weights at unit gain.
 
     Matrices are normal over the square root of their fan-in, gains are spread about 1 (or 0 where 1 is added), biases
-    and sinks are far from 0: with default weights a wrong setting would hardly show. Recurrences forget slowly enough for
-    their states to matter.
+    and sinks are far from 0: with default weights a wrong setting would hardly show. Recurrences forget
+    slowly enough for their states to matter.
     """
     import torch
     import transformers

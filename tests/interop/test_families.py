@@ -22,9 +22,11 @@ from jaxlm.interop.config import Config
 from jaxlm.interop.family import Family, different, group
 from jaxlm.interop.load import family_of
 from jaxlm.interop.tensors import open_folder
+from jaxlm.mixer.recurrent import Recurrent
 from jaxlm.model import decoder
+from jaxlm.model.spec import mixers_of
 from tests.interop.architectures import CASES, generates
-from tests.tiny import close, jit
+from tests.tiny import caller, close, jit, stream
 
 DATA = Path(__file__).resolve().parent / "data"
 TOLERANCE = 1e-4
@@ -102,6 +104,30 @@ def test_generate(name):
         pytest.skip("frequencies change with the length: a cache may change tokens")
     prompt, greedy = expected["input_ids"], expected["greedy"]
     np.testing.assert_array_equal(jaxlm.generate(model, params, prompt, max_new_tokens=greedy.shape[1]), greedy)
+
+
+def recurs(name: str) -> bool:
+    """Whether the model has a state beside keys and values."""
+    blocks = [block for g in family(name).read(Config.from_folder(DATA / name)).layers for block in g.pattern]
+    return any(isinstance(mixer, Recurrent) for block in blocks for mixer in mixers_of(block.mixer))
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CASES if recurs(name)))
+def test_recurrent_models_in_pieces(name):
+    """Pieces of several tokens, then single steps, are the full pass, whose logits transformers recorded.
+
+    The full pass is the reference because transformers' own caches are none (5.23): its Mamba begins again from zero
+    when several tokens follow a cache, its RecurrentGemma does so with the convolution, its single steps of Mamba-2
+    forget the least and greatest step (Mamba-2, Bamba, Nemotron-H, Falcon-H1), and its RWKV cannot keep states of
+    another width than the model's.
+    """
+    (model, params), expected = loaded(name), recorded(name)
+    rows = np.concatenate((expected["input_ids"], expected["greedy"]), 1)
+    size = expected["input_ids"].shape[1]
+    call = caller(model.spec)
+    pieces = stream(model.spec, call, params, rows, (7, 2, size - 9, *(1,) * expected["greedy"].shape[1]))
+    np.testing.assert_allclose(pieces[:, :size], expected["logits"], rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(pieces[:, size - 1 : -1].argmax(-1), expected["greedy"])
 
 
 @every

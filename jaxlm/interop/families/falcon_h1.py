@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxlm.core.errors import ConfigError, shown
 from jaxlm.ffn.glu import Glu
@@ -29,7 +29,10 @@ def numbers(c: Config, key: str, count: int) -> list[float]:
 class Multipliers:
     """Factors of what each part reads and gives; that of keys is one of the logits."""
 
-    PAIRS = {"in_scales": ("ssm_in_multiplier", "attention_in_multiplier"), "out_scales": ("ssm_out_multiplier", "attention_out_multiplier")}  # fmt: skip
+    PAIRS: ClassVar[dict[str, tuple[str, str]]] = {
+        "in_scales": ("ssm_in_multiplier", "attention_in_multiplier"),
+        "out_scales": ("ssm_out_multiplier", "attention_out_multiplier"),
+    }
 
     def read(self, c: Config, draft: Draft) -> None:
         for field, keys in self.PAIRS.items():
@@ -54,7 +57,7 @@ class Multipliers:
 
 
 class Norm:
-    """Whether Mamba-2 norms what it gives, and what comes first, norm or gate; and offsets, of both projections or none."""
+    """Whether Mamba-2 norms what it gives, before or after the gate; and offsets, of both its projections or none."""
 
     def read(self, c: Config, draft: Draft) -> None:
         first = c.flag("mamba_norm_before_gate", default=True)

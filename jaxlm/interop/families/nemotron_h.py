@@ -131,7 +131,9 @@ FAMILY = Family(
                 "conv_kernel": Key("mamba2.conv", default=4, also=("mamba_d_conv",)),
                 "use_bias": Key("mamba2.bias", bool, False),
                 "use_conv_bias": Key("mamba2.conv_bias", bool, True, also=("mamba_conv_bias",)),
-                "layer_norm_epsilon": Key(("norm.eps", "mamba2.norm_eps"), float, 1e-5, also=("rms_norm_eps", "norm_eps")),
+                "layer_norm_epsilon": Key(
+                    ("norm.eps", "mamba2.norm_eps"), float, 1e-5, also=("rms_norm_eps", "norm_eps")
+                ),
                 **state_space.INITIAL,
                 "time_step_min": Key(
                     "mamba2.step_limit",
@@ -153,6 +155,7 @@ FAMILY = Family(
         state_space.Width("mamba_num_heads", "mamba_head_dim"),
     ),
     depth=("layers_block_type", "hybrid_override_pattern", "num_hidden_layers"),
+    listed=True,
     prefix="backbone.",
     renamed={r"^model\.": "backbone."},
     buffers=(r"^mtp\.",),

@@ -63,7 +63,7 @@ def attention(mixer: Attention) -> dict[str, layout.Layout]:
 
 
 def delta(mixer: GatedDeltaNet) -> dict[str, layout.Layout]:
-    """Of each key head, its query and key, then the values and gates of its value heads, are neighbours in one tensor."""
+    """Of each key head, its query and key, then its value heads' values and gates, are neighbours in one tensor."""
     groups, keys, values = mixer.groups, mixer.key_width, mixer.value_width
     each = mixer.heads // groups
     value, step = Piece("D H V", "(H V) D"), Piece("D H", "H D")

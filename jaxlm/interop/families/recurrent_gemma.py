@@ -41,25 +41,31 @@ class BlockTypes:
         return {"block_types": kinds[:period]}
 
 
-def gate(name: str) -> dict[str, layout.Layout]:
-    theirs = {"input_gate": "input_gate", "recurrence_gate": "recurrent_gate"}[name]
+def gate(ours: str, theirs: str) -> dict[str, layout.Layout]:
     return {
-        f"mixer/{name}": plain(f"{T}rg_lru.{theirs}_weight"),
-        f"mixer/{name}_bias": plain(f"{T}rg_lru.{theirs}_bias"),
+        f"mixer/{ours}": plain(f"{T}rg_lru.{theirs}_weight"),
+        f"mixer/{ours}_bias": plain(f"{T}rg_lru.{theirs}_bias"),
+    }
+
+
+def arm(ours: str, theirs: str) -> dict[str, layout.Layout]:
+    return {
+        f"mixer/{ours}": piecewise(f"{T}{theirs}.weight", Piece("D H W", "(H W) D")),
+        f"mixer/{ours}_bias": piecewise(f"{T}{theirs}.bias", Piece("H W", "(H W)")),
     }
 
 
 RECURRENT = {
-    **{f"mixer/{ours}": piecewise(f"{T}linear_{n}.weight", Piece("D H W", "(H W) D")) for ours, n in (("gate", "y"), ("in", "x"))},
-    **{f"mixer/{ours}_bias": piecewise(f"{T}linear_{n}.bias", Piece("H W", "(H W)")) for ours, n in (("gate", "y"), ("in", "x"))},
+    **arm("gate", "linear_y"),
+    **arm("in", "linear_x"),
     "mixer/conv": piecewise(T + "conv_1d.weight", Piece("N H W", "(H W) () N", state_space.REVERSED)),
     "mixer/conv_bias": piecewise(T + "conv_1d.bias", Piece("H W", "(H W)")),
-    **gate("input_gate"),
-    **gate("recurrence_gate"),
+    **gate("input_gate", "input_gate"),
+    **gate("recurrence_gate", "recurrent_gate"),
     "mixer/decay": piecewise(T + "rg_lru.recurrent_param", Piece("H W", "(H W)")),
     "mixer/out": piecewise(T + "linear_out.weight", Piece("H W D", "D (H W)")),
     "mixer/out_bias": plain(T + "linear_out.bias"),
-}  # fmt: skip
+}
 
 FAMILY = Family(
     model_type="recurrent_gemma",

@@ -13,7 +13,7 @@ from jaxlm.ops.lstm import lstm
 from jaxlm.ops.mamba3 import Memory, mamba3
 from jaxlm.ops.segments import rows_of
 from tests.golden.ssm.data import check_values_and_gradients, close, files
-from tests.tiny import jit
+from tests.tiny import jit, slow
 
 
 def test_lstm(golden):
@@ -34,7 +34,7 @@ def test_lstm(golden):
         close(np.stack(cs), data["out_c"], name="c")
 
 
-@pytest.mark.parametrize(("chunk", "implementation"), [(1, "xla"), (7, "xla"), (64, "xla"), (64, "reference")])
+@pytest.mark.parametrize(("chunk", "implementation"), [(7, "xla"), (64, "xla"), *slow((1, "xla"), (64, "reference"))])
 def test_mamba3(golden, chunk, implementation):
     """The biases, the skip and the gate around the recurrence are the mixer's; here they are written out."""
     for data in files(golden, "mamba3_siso"):

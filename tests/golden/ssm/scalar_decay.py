@@ -16,11 +16,11 @@ from jaxlm.mixer.retnet import log_decays
 from jaxlm.ops.mlstm import mlstm
 from jaxlm.ops.scalar_decay import scalar_decay
 from tests.golden.ssm.data import Data, check_values_and_gradients, close, files
-from tests.tiny import jit
+from tests.tiny import jit, slow
 
 CHUNKS = [7, 64]
 forms = pytest.mark.parametrize(
-    "form", [*({"chunk": chunk} for chunk in CHUNKS), {"implementation": "reference"}], ids=str
+    "form", [*({"chunk": chunk} for chunk in CHUNKS), *slow(({"implementation": "reference"},))], ids=str
 )
 
 
@@ -181,7 +181,7 @@ def first_layers(golden, chunk: int):
         yield method, caller(method), ours_of(stored, method, config["hidden_size"]), data
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("chunk", [7, *slow((64,))])
 def test_mamba2_mixer_and_its_states(golden, chunk):
     """Output, states after a prefill, and single steps from there."""
     for method, call, p, data in first_layers(golden, chunk):
@@ -201,7 +201,7 @@ def test_mamba2_mixer_and_its_states(golden, chunk):
         close(jnp.moveaxis(state.memory["state"], 2, 3), data["final_ssm_state_0"])
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("chunk", [7, *slow((64,))])
 def test_mamba2_mixer_behind_padding(golden, chunk):
     """Rows that the file pads on the left: padding, whatever it holds, changes nothing of what follows."""
     for _, call, p, data in first_layers(golden, chunk):

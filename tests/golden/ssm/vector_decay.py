@@ -8,12 +8,14 @@ import pytest
 
 from jaxlm.ops.vector_decay import vector_decay
 from tests.golden.ssm.data import check_values_and_gradients, files
+from tests.tiny import slow
 
-CHUNKS_OF_VECTORS = [1, 7, 16, 64]
+ways_of_vectors = pytest.mark.parametrize(
+    ("chunk", "implementation"), [(7, "xla"), (64, "xla"), *slow((1, "xla"), (16, "xla"), (64, "reference"))]
+)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("chunk", CHUNKS_OF_VECTORS)
+@ways_of_vectors
 def test_gla(golden, chunk, implementation):
     for data in files(golden, "gla_recurrent"):
 
@@ -27,8 +29,7 @@ def test_gla(golden, chunk, implementation):
         check_values_and_gradients(data, run, ["q", "k", "v", "gk", "initial_state"])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("chunk", CHUNKS_OF_VECTORS)
+@ways_of_vectors
 def test_rwkv6(golden, chunk, implementation):
     for data in files(golden, "rwkv6_recurrent"):
 
