@@ -8,7 +8,11 @@ Within a chunk of C tokens, with c the running sum of g,
     o_i = exp(c_i) q_i^T S_start + sum_{j <= i} exp(c_i - c_j) (q_i^T k_j) v_j
 
 so all exponents are <= 0, and a chunk costs three matmuls and a C x C mask (Dao & Gu 2024, SSD; Yang et al. 2024).
-Chunks follow each other in a scan that keeps their first states alone for the gradient; q^T k is had once per group.
+All chunks are done side by side, but for the states that go from one to the next; q^T k is had once per group.
+
+The gradient is written by hand. It keeps the chunks' first states, makes the masks anew, and needs no gradient of them:
+c_i multiplies all of o_i and divides all that v_i adds, so that dc_i = do_i . o_i - v_i . dv_i for each head, and the
+sum of all c at a chunk's end has dS . S on top. As with `jaxlm.ops.dense`, there is no forward mode.
 
 c is kept as two sums. A float32 near -10^4 is 10^-3 wrong, and so would be the decay between two neighbours: the sum of
 the g rounded to a coarse grid is exact, and that of the remainders is small.
@@ -16,9 +20,11 @@ the g rounded to a coarse grid is exact, and that of the remainders is small.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +39,11 @@ from pallas_kernels.ssd import call
 KERNELS = {"triton": "gpu", "tpu": "tpu"}  # and their platforms, in the order in which they are tried
 IMPLEMENTATIONS = (*KERNELS, "xla", "reference")
 FEW_TOKENS = 16  # that would leave most of a kernel's chunk empty; it takes them if it is named
+PAIRS = 2**24  # of a head's tokens that may meet at once: what is longer goes through a scan, piece by piece
 
 
 class Tokens(NamedTuple):
-    """Tokens of a chunk [B, C, ...], of all [B, L, ...], or of many chunks [n, B, C, ...].
+    """Tokens of n chunks [n, B, C, ...], or of all [B, L, ...].
 
     Attributes:
       q, k: [..., C, G, K]. v: [..., C, G, R, V].
@@ -53,13 +60,13 @@ class Tokens(NamedTuple):
 
 
 class Fades(NamedTuple):
-    """What is left of what at the end of a chunk, and on the way; b is B or 1.
+    """What is left of what at the end of a chunk, and on the way; n and b are 1 where that is the same for all.
 
     Attributes:
-      pair: [b, G, R, C, C], of token j when token i reads; 0 where it may not.
-      read: [b, G, R, C], of the first state when token i reads.
-      write: [b, G, R, C], of token j in the last state.
-      keep: [b, G, R], of the first state in the last.
+      pair: [n, b, G, R, C, C], of token j when token i reads; 0 where it may not.
+      read: [n, b, C, G, R], of the first state when token i reads.
+      write: [n, b, C, G, R], of token j in the last state.
+      keep: [n, b, G, R], of the first state in the last.
     """
 
     pair: jax.Array
@@ -147,43 +154,50 @@ def _by_chunks(
 ) -> tuple[jax.Array, jax.Array]:
     kind = jnp.promote_types(q.dtype, jnp.float32)
     (batch, length, groups, width), (heads, depth) = q.shape, v.shape[2:]
-    by_group = lambda x: x.reshape(*x.shape[:-1], groups, heads // groups)
-    decay, epoch = jnp.zeros((heads,), kind) if log_decay is None else log_decay.astype(kind), None
+    decay = jnp.zeros((heads,), kind) if log_decay is None else jnp.maximum(log_decay.astype(kind), _nothing(kind))
+    epoch = prior = None
     if rows is not None:
         k = jnp.where(rows.real[..., None, None], k, 0)
         decay, epoch = jnp.where(rows.real[..., None], decay, 0), rows.epoch
-    decay = by_group(decay)
-    prior = None if epoch is None else jnp.pad(epoch[:, :-1], ((0, 0), (1, 0)))
-    values = v.reshape(batch, length, groups, -1, depth)
-    tokens = Tokens(q, k, values, decay if decay.ndim > 2 else None, epoch, prior)
+        prior = jnp.pad(epoch[:, :-1], ((0, 0), (1, 0)))
+    by_group = lambda x, axis: x.reshape(*x.shape[:axis], groups, heads // groups, *x.shape[axis + 1 :])
+    decay = by_group(decay, decay.ndim - 1)
+    tokens, same = Tokens(q, k, by_group(v, 2), decay if decay.ndim > 2 else None, epoch, prior), None
+    if decay.ndim == 2:
+        same = decay
+    if state is not None:
+        state = by_group(state.astype(kind), 1)
     if length == 1:
-        out, state = _one_token(tokens, decay, None if state is None else state.astype(kind))
+        out, state = _one_token(tokens, decay, state)
         return out.reshape(v.shape).astype(v.dtype), state.reshape(batch, heads, width, depth)
     if state is not None:
-        state = jnp.moveaxis(state.astype(kind).reshape(batch, groups, -1, width, depth), 2, 3)
+        state = jnp.moveaxis(state, 2, 3)
+
+    def run(state: jax.Array | None, now: Tokens, size: int) -> tuple[jax.Array, jax.Array]:
+        """The state after some chunks of that size, and their outputs [B, any, H, V]."""
+        count = now.q.shape[1] // size
+        apart = lambda x: jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+        out, state = _chunks(jax.tree.map(apart, now), same, state)
+        return state, jnp.moveaxis(out, 0, 1).reshape(batch, count * size, heads, depth).astype(v.dtype)
 
     chunk = min(chunk, length)
-    sizes = {chunk, length % chunk} - {0}
-    same = {size: _same_for_all(decay, size) for size in sizes} if decay.ndim == 2 else {}
-
-    def run(state: jax.Array | None, now: Tokens) -> tuple[jax.Array, jax.Array]:
-        size = now.q.shape[1]
-        state, out = _chunk(now, same[size] if now.decay is None else _of_tokens(now), state, kind)
-        return state, out.reshape(batch, size, heads, depth).astype(v.dtype)
-
-    count = length // chunk
-    cut = count * chunk
-    first = jax.tree.map(lambda x: x[:, :cut], tokens)
-    if count == 1:
-        state, out = run(state, first)
-    else:
-        first = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0), first)
+    piece = chunk * max(1, PAIRS // (batch * heads * chunk**2))
+    outs, at = [], 0
+    if length >= 2 * piece:
+        at = length // piece * piece
+        pieces = lambda x: jnp.moveaxis(x[:, :at].reshape(batch, -1, piece, *x.shape[2:]), 1, 0)
         start = jnp.zeros((batch, groups, width, heads // groups, depth), kind) if state is None else state
-        state, out = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), start, first)
-        out = jnp.moveaxis(out, 0, 1).reshape(batch, cut, heads, depth)
-    if cut < length:
-        state, more = run(state, jax.tree.map(lambda x: x[:, cut:], tokens))
-        out = jnp.concatenate((out, more), 1)
+        one = jax.checkpoint(lambda state, now: run(state, now, chunk), prevent_cse=False)
+        state, out = jax.lax.scan(one, start, jax.tree.map(pieces, tokens))
+        outs.append(jnp.moveaxis(out, 0, 1).reshape(batch, at, heads, depth))
+    for size in (chunk, (length - at) % chunk):
+        end = at if size == 0 else at + (length - at) // size * size
+        if end > at:
+            state, out = run(state, jax.tree.map(lambda x: x[:, at:end], tokens), size)
+            outs.append(out)
+        at = end
+    assert state is not None
+    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, 1)
     return out, jnp.moveaxis(state, 3, 2).reshape(batch, heads, width, depth)
 
 
@@ -195,28 +209,111 @@ def _one_token(now: Tokens, decay: jax.Array, state: jax.Array | None) -> tuple[
         fade = jnp.exp(decay[None] if now.decay is None else decay[:, 0])
         if now.epoch is not None:
             fade = jnp.where(now.epoch[..., None] == 0, fade, 0)
-        after = after + fade[..., None, None] * state.reshape(after.shape)
+        after = after + fade[..., None, None] * state
     return jnp.matmul(q[:, :, None, None], after)[..., 0, :], after
 
 
-def _chunk(now: Tokens, fades: Fades, state: jax.Array | None, kind: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The state [B, G, K, R, V] after a chunk's tokens, None for one of zeros before, and outputs [B, C, G, R, V]."""
-    q, k = (jnp.swapaxes(x.astype(kind), 1, 2) for x in (now.q, now.k))  # [B, G, C, K]
-    v = now.v.astype(kind)
-    scores = jnp.matmul(q, jnp.swapaxes(k, 2, 3))
-    out = jnp.matmul(scores[:, :, None] * fades.pair, jnp.moveaxis(v, 1, 3))  # [B, G, R, C, V]
-    out = jnp.moveaxis(out, 3, 1)
+@jax.custom_vjp
+def _chunks(now: Tokens, same: jax.Array | None, state: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Outputs [n, B, C, G, R, V] of n chunks, and the state [B, G, K, R, V] after them, in the decays' dtype.
+
+    ``same`` is the decay [G, R] of all tokens, if they have none of their own; a state of None is one of zeros.
+    """
+    return _forward(now, same, state)[0]
+
+
+def _forward(
+    now: Tokens, same: jax.Array | None, state: jax.Array | None
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    fades = _of_tokens(now) if same is None else _same_for_all(same, now.q.shape[2])
+    q, k, v = _by_group(now, fades.pair.dtype)
+    pairs = jnp.matmul(q, _turned(k))[:, :, :, None] * fades.pair
+    out = _by_token(jnp.matmul(pairs, _by_head(v)))
     # All heads of a group read and write as one wide matrix [K, R V].
-    flat = lambda x: x.reshape(*x.shape[:-2], -1)
-    by_token = lambda x: jnp.moveaxis(x, 3, 1)[..., None]  # [b, G, R, C] -> [b, C, G, R, 1]
-    written = jnp.swapaxes(flat(by_token(fades.write) * v), 1, 2)  # [B, G, C, R V]
-    after = jnp.matmul(jnp.swapaxes(k, 2, 3), written)
-    after = after.reshape(*after.shape[:-1], *v.shape[3:])
-    if state is not None:
-        read = jnp.swapaxes(jnp.matmul(q, flat(state)), 1, 2)
-        out = out + by_token(fades.read) * read.reshape(v.shape)
-        after = after + fades.keep[:, :, None, :, None] * state
-    return after, out
+    added = jnp.matmul(_turned(k), _wide(fades.write[..., None] * v))
+    added = added.reshape(*added.shape[:-1], *v.shape[4:])
+    if state is None and len(added) == 1:
+        first, after = None, added[0]
+    else:
+        state = jnp.zeros_like(added[0]) if state is None else state
+        after, first = _passed(added, fades.keep, state)
+        read = jnp.swapaxes(jnp.matmul(q, _flat(first)), 2, 3)
+        out = out + fades.read[..., None] * read.reshape(v.shape)
+    return (out, after), (now, same, state is None, first, out, after)
+
+
+def _backward(saved: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[Tokens, jax.Array | None, jax.Array | None]:
+    now, same, fresh, first, out, after = saved
+    d_out, d_after = gradients
+    fades = _of_tokens(now) if same is None else _same_for_all(same, now.q.shape[2])
+    q, k, v = _by_group(now, fades.pair.dtype)
+    dh = _by_head(d_out)
+    pairs = jnp.matmul(q, _turned(k))[:, :, :, None] * fades.pair
+    d_pairs = jnp.matmul(dh, _turned(_by_head(v))) * fades.pair
+    # XLA's reduction over a middle axis costs several times this on a CPU.
+    d_scores = functools.reduce(jnp.add, (d_pairs[:, :, :, head] for head in range(d_pairs.shape[3])))
+    dq, dk = jnp.matmul(d_scores, k), jnp.matmul(_turned(d_scores), q)
+    d_state, d_last = None, d_after[None]  # of the state before, and of those that chunks end with
+    if first is not None:
+        d_read = _wide(fades.read[..., None] * d_out)
+        d_first = jnp.matmul(_turned(q), d_read).reshape(first.shape)
+        d_state, d_last = _passed(d_first, fades.keep, d_after, reverse=True)
+        dq = dq + jnp.matmul(d_read, _turned(_flat(first)))
+    dv = jnp.swapaxes(jnp.matmul(k, _flat(d_last)), 2, 3).reshape(v.shape)
+    dv = _by_token(jnp.matmul(_turned(pairs), dh)) + fades.write[..., None] * dv
+    dk = dk + jnp.matmul(_wide(fades.write[..., None] * v), _turned(_flat(d_last)))
+    last = after[None] if first is None else jnp.concatenate((first[1:], after[None]))
+    d_sums = jnp.sum(d_out * out - v * dv, -1)
+    d_decay = jax.lax.cumsum(d_sums, 2, reverse=True) + jnp.sum(d_last * last, (3, 5))[:, :, None]
+    dq, dk = (jnp.swapaxes(x, 2, 3).astype(now.q.dtype) for x in (dq, dk))
+    d_tokens = Tokens(dq, dk, dv.astype(now.v.dtype), d_decay if same is None else None, None, None)
+    return d_tokens, None if same is None else d_decay.sum((0, 1, 2)), None if fresh else d_state
+
+
+_chunks.defvjp(_forward, _backward)
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """A transposed matrix."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _by_group(now: Tokens, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q and k [n, B, G, C, K], v as it is, in another dtype."""
+    q, k, v = (x.astype(dtype) for x in (now.q, now.k, now.v))
+    return jnp.swapaxes(q, 2, 3), jnp.swapaxes(k, 2, 3), v
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    """[n, B, C, G, R, V] -> [n, B, G, R, C, V]."""
+    return jnp.moveaxis(x, 2, 4)
+
+
+def _by_token(x: jax.Array) -> jax.Array:
+    """The inverse of `_by_head`."""
+    return jnp.moveaxis(x, 4, 2)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[..., R, V] -> [..., R V]."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """[n, B, C, G, R, V] -> [n, B, G, C, R V]."""
+    return jnp.swapaxes(_flat(x), 2, 3)
+
+
+def _passed(
+    added: jax.Array, keep: jax.Array, state: jax.Array, reverse: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """The state [B, G, K, R, V] after ``added`` [n, B, G, K, R, V] one by one, and those before each."""
+
+    def step(state: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        added, keep = now
+        return keep[:, :, None, :, None] * state + added, state
+
+    return jax.lax.scan(step, state, (added, jnp.broadcast_to(keep, (len(added), *keep.shape[1:]))), reverse=reverse)
 
 
 def _same_for_all(decay: jax.Array, size: int) -> Fades:
@@ -224,38 +321,42 @@ def _same_for_all(decay: jax.Array, size: int) -> Fades:
     steps = np.arange(size)
     ahead = np.where(np.tri(size, dtype=bool), 0.0, -np.inf).astype(decay.dtype)
     ago = np.maximum(steps[:, None] - steps, 0).astype(decay.dtype)
-    at = lambda count: jnp.exp(decay[..., None] * np.asarray(count, decay.dtype))[None]
-    pair = jnp.exp(decay[..., None, None] * ago + ahead)[None]
-    return Fades(pair, at(steps + 1), at(size - 1 - steps), at([size])[..., 0])
+    at = lambda count: jnp.exp(np.asarray(count, decay.dtype)[:, None, None] * decay)[None, None]
+    pair = jnp.exp(decay[..., None, None] * ago + ahead)[None, None]
+    return Fades(pair, at(steps + 1), at(size - 1 - steps), at([size])[:, :, 0])
 
 
 def _of_tokens(now: Tokens) -> Fades:
     """Of each token's own decay."""
     assert now.decay is not None
-    coarse, fine = _running_sums(jnp.moveaxis(now.decay, 1, 3))
-    ahead = np.where(np.tri(now.q.shape[1], dtype=bool), 0.0, -np.inf).astype(coarse.dtype)
+    coarse, fine = _running_sums(jnp.moveaxis(now.decay, 2, 4))
+    ahead = np.where(np.tri(coarse.shape[-1], dtype=bool), 0.0, -np.inf).astype(coarse.dtype)
     pair = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :]) + ahead
-    write = (coarse[..., -1:] - coarse) + (fine[..., -1:] - fine)
-    read = coarse + fine
-    keep = read[..., -1]
+    write = jnp.moveaxis((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine), 4, 2)
+    read = jnp.moveaxis(coarse + fine, 4, 2)
+    keep = read[:, :, -1]
     if now.epoch is None or now.prior is None:
         return Fades(*(jnp.exp(x) for x in (pair, read, write, keep)))
-    epoch, prior, last = now.epoch[:, None, None], now.prior[:, None, None, :1], now.epoch[:, None, None, -1:]
+    epoch, by_pair = now.epoch[..., None, None], now.epoch[:, :, None, None]
+    prior, last = now.prior[:, :, :1, None, None], epoch[:, :, -1:]
     return Fades(
-        jnp.exp(jnp.where(epoch[..., :, None] == epoch[..., None, :], pair, -jnp.inf)),
+        jnp.exp(jnp.where(by_pair[..., :, None] == by_pair[..., None, :], pair, -jnp.inf)),
         jnp.where(epoch == prior, jnp.exp(read), 0),
         jnp.where(epoch == last, jnp.exp(write), 0),
-        jnp.where(last == prior, jnp.exp(keep)[..., None], 0)[..., 0],
+        jnp.where(last == prior, jnp.exp(keep)[:, :, None], 0)[:, :, 0],
     )
+
+
+def _nothing(dtype: Any) -> int:
+    """A logarithm whose exp is 0, so that it may stand for less."""
+    kind = jnp.finfo(dtype)
+    return math.floor(kind.minexp * math.log(2)) - kind.nmant
 
 
 def _running_sums(decay: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The running sums of decays [..., C] as two numbers, whose differences are right to float error each."""
-    kind = jnp.finfo(decay.dtype)
-    nothing = math.floor(kind.minexp * math.log(2)) - kind.nmant  # exp of less is 0, so that it may stand for less
-    decay = jnp.maximum(decay, nothing)
-    grid = 2.0 ** (math.ceil(math.log2(-nothing * decay.shape[-1])) - kind.nmant - 1)
-    coarse = jax.lax.stop_gradient(jnp.round(decay / grid) * grid)
+    grid = 2.0 ** (math.ceil(math.log2(-_nothing(decay.dtype) * decay.shape[-1])) - jnp.finfo(decay.dtype).nmant - 1)
+    coarse = jnp.round(decay / grid) * grid
     return jnp.cumsum(coarse, -1), jnp.cumsum(decay - coarse, -1)
 
 

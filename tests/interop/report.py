@@ -4,7 +4,7 @@
 
 Writes table.txt and results.json into ``results/families`` (or the folder). Per family the largest difference over its
 recorded cases, all tokens and all logits; float32 against float32, logits of deviation about 1.5. And which position
-encodings and rotary scalings its models have.
+encodings, rotary scalings and mixers its models have.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import jaxlm
 from experiments import provenance
 from jaxlm.core import registry
+from jaxlm.model.spec import mixers_of
 from tests.conftest import ROOT
 from tests.interop.architectures import CASES
 from tests.interop.test_families import DATA, recorded
@@ -27,24 +29,37 @@ from tests.tiny import jit
 FOLDER = ROOT / "results" / "families"
 
 
+def parts(spec: jaxlm.ModelSpec) -> list[Any]:
+    """The mixers of a model's layers, those within others beside them."""
+    return [one for group in spec.layers for block in group.pattern for one in mixers_of(block.mixer)]
+
+
 def encodings(spec: jaxlm.ModelSpec) -> set[str]:
     """Registered names of the position encodings of a model's layers, and of their rotary scalings."""
     found = set()
-    for group in spec.layers:
-        for block in group.pattern:
-            position = getattr(block.mixer, "position", None)
-            while position is not None:
-                found.add(registry.name_of("position", position))
-                if scaling := getattr(position, "scaling", None):
-                    found.add(registry.name_of("rotary_scaling", scaling))
-                position = getattr(position, "inner", None)
+    for mixer in parts(spec):
+        position = getattr(mixer, "position", None)
+        while position is not None:
+            found.add(registry.name_of("position", position))
+            if scaling := getattr(position, "scaling", None):
+                found.add(registry.name_of("rotary_scaling", scaling))
+            position = getattr(position, "inner", None)
     return found
 
 
-def differences() -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
-    """The largest logit difference of every case, by family; and each family's encodings."""
+def mixers(spec: jaxlm.ModelSpec) -> set[str]:
+    """Registered names of the mixers of a model's layers."""
+    return {registry.name_of("mixer", mixer) for mixer in parts(spec)}
+
+
+Used = dict[str, list[str]]
+
+
+def differences() -> tuple[dict[str, dict[str, float]], Used, Used]:
+    """The largest logit difference of every case, by family; and each family's encodings and mixers."""
     out: dict[str, dict[str, float]] = {name: {} for name in registry.methods("family")}
     used: dict[str, set[str]] = {name: set() for name in out}
+    mixed: dict[str, set[str]] = {name: set() for name in out}
     for name in CASES:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -54,9 +69,11 @@ def differences() -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
         logits = np.asarray(call(params, expected["input_ids"]))
         kind = json.loads((DATA / name / "config.json").read_text())["model_type"]
         used[kind] |= encodings(model.spec)
+        mixed[kind] |= mixers(model.spec)
         out[kind][name] = float(np.abs(logits - expected["logits"]).max())
         print(f"{name:<24} {out[kind][name]:.1e}", file=sys.stderr, flush=True)
-    return out, {name: sorted(names) for name, names in sorted(used.items())}
+    in_order = lambda found: {name: sorted(names) for name, names in sorted(found.items())}
+    return out, in_order(used), in_order(mixed)
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -70,8 +87,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def main(folder: Path) -> None:
-    found, used = differences()
-    record = {**provenance.collect(), "largest_logit_difference": found, "encodings": used}
+    found, used, mixed = differences()
+    record = {**provenance.collect(), "largest_logit_difference": found, "encodings": used, "mixers": mixed}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.txt").write_text(table(found), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.segments import Rows, last_segment, rows_of
-from tests.tiny import close, jit
+from tests.tiny import close, jit, slow
 
 Arrays = dict[str, Any]
 
@@ -109,7 +109,7 @@ def expected(op):
     return arrays, state, rows, values, slopes
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 16, 32, 64])
+@pytest.mark.parametrize("chunk", [7, 64, *slow((1,), (16,), (32,))])
 def test_chunks_of_any_size(op, expected, chunk):
     arrays, state, rows, values, slopes = expected
     found, gradient = gradients(op, arrays, state, rows, implementation="xla", chunk=chunk)
@@ -123,8 +123,8 @@ def test_float64_with_neither_rows_nor_a_state(op):
     expected = oracle(op, arrays, np.zeros((2, 2, 5, 3)), np.ones((2, 21), np.int32))
     with jax.enable_x64(True):
         arrays = {name: jnp.asarray(x, jnp.float64) for name, x in arrays.items()}
-        for implementation in ("xla", "reference"):
-            found = jit(lambda arrays, name=implementation: op.run(arrays, chunk=16, implementation=name))(arrays)
+        both = lambda x: {name: op.run(x, chunk=16, implementation=name) for name in ("xla", "reference")}
+        for found in jit(both)(arrays).values():
             assert all(x.dtype == jnp.float64 for x in found)
             close(found, expected, 1e-13)
 
@@ -175,10 +175,12 @@ def test_a_thousand_steps_do_not_drift(op):
         return state, out[:, 0]
 
     turned = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), along)
-    state, out = jit(lambda s, x: jax.lax.scan(step, s, x))(jnp.zeros((1, 2, 5, 3)), turned)
-    close((jnp.moveaxis(out, 0, 1), state), jit(lambda arrays: op.run(arrays))(arrays), 2e-5)
+    both = lambda s, x, arrays: (jax.lax.scan(step, s, x), op.run(arrays))
+    (state, out), whole = jit(both)(jnp.zeros((1, 2, 5, 3)), turned, arrays)
+    close((jnp.moveaxis(out, 0, 1), state), whole, 2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_inputs(op):
     """Over 4096 tokens the error stays below 2 % of the output: the state is float32 whatever the inputs are."""
     arrays = op.arrays(1, 4096)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,10 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.mlstm import Memory, mlstm
 from jaxlm.ops.segments import rows_of
-from tests.tiny import close, jit
+from tests.tiny import close, jit, slow
 
 BATCH, LENGTH, HEADS, WIDTH, DEPTH = 3, 29, 2, 3, 4
-CHUNKS = (1, 7, 16, 64)
+CHUNKS = [7, 64, *slow((1,), (16,))]
 SEGMENTS = np.asarray(
     [[0] * 6 + [1] * 23, [1] * 8 + [0] * 5 + [1] * 9 + [0] * 7, [1] * 5 + [2] * 9 + [0] * 3 + [3] * 1 + [4] * 11],
     np.int32,
@@ -82,13 +84,18 @@ def values_and_gradients(x, rows, **form):
     return jit(jax.grad(total, has_aux=True))(x)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_chunks_are_the_reference(packed):
+@functools.cache
+def references(packed):
     rows = rows_of(jnp.asarray(SEGMENTS), jnp.asarray(BEFORE)) if packed else None
     x = draw()
-    wanted = values_and_gradients(x, rows, implementation="reference")
-    for chunk in CHUNKS:
-        close(values_and_gradients(x, rows, chunk=chunk), wanted, 2e-5)
+    return x, rows, values_and_gradients(x, rows, implementation="reference")
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("packed", [True, *slow((False,))], ids=["packed", "plain"])
+def test_chunks_are_the_reference(packed, chunk):
+    x, rows, wanted = references(packed)
+    close(values_and_gradients(x, rows, chunk=chunk), wanted, 2e-5)
 
 
 def test_without_a_state_it_begins_with_zeros():
@@ -109,7 +116,7 @@ def test_documents_are_separate_runs():
             close(packed[row, at], np.asarray(slow(alone)[0])[0], 2e-5)
 
 
-@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize("chunk", [64, *slow((16,))])
 def test_gates_of_all_sizes_are_finite(chunk):
     """Input gates from exp(-150) to exp(150), forget gates from 1 - 1e-7 to exp(-200)."""
     x = draw(length=64, spread=60.0)
@@ -133,7 +140,8 @@ def test_single_steps_are_one_pass():
         return state, h[:, 0]
 
     tokens = tuple(jnp.moveaxis(jnp.asarray(x[name]), 1, 0) for name in NAMES)
-    state, h = jax.lax.scan(step, Memory(*(jnp.asarray(x[name]) for name in "cnm")), tokens)
+    start = Memory(*(jnp.asarray(x[name]) for name in "cnm"))
+    state, h = jit(lambda state, tokens: jax.lax.scan(step, state, tokens))(start, tokens)
     close(jnp.moveaxis(h, 0, 1), whole, 1e-4)
     close(state, last, 1e-4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from jaxlm.ops.hippo import legs
 from jaxlm.ops.s4_kernel import Diagonal, Dplr, advance, diagonal_kernel, discretise, dplr_kernel, powers
 from jaxlm.ops.segments import rows_of
 from tests.ops.recurrences import SEGMENTS
-from tests.tiny import close, jit
+from tests.tiny import close, jit, slow
 
 HEADS = 4
 
@@ -46,20 +48,32 @@ def impulse(length: int, dtype) -> jax.Array:
     return jnp.zeros((1, length, HEADS), dtype).at[:, 0].set(1)
 
 
-@pytest.mark.parametrize("length", [1, 2, 37, 1024])
+@functools.cache
+def answers(length: int):
+    """A jitted ``system -> outputs``, one for all systems of a form: what they are is in the arrays."""
+    return jit(lambda s: advance(s, impulse(length, s.c.real.dtype), states=8)[0][0])
+
+
+@functools.cache
+def kernels(kernel, length: int):
+    return jit(lambda s: kernel(s, length))
+
+
+@pytest.mark.parametrize("length", [1, 37, 1024, *slow((2,))])
 def test_kernels_are_answers_to_an_impulse(length):
-    """In double precision to 1e-10; in single precision the kernel and the recurrence agree to 1e-5."""
+    """In double precision to 1e-10, in single precision to 1e-5, but for the recurrence's own loss.
+
+    That takes powers of an Abar that is rounded once, by up to 2^-24: after L tokens the state's phase is L 2^-24 off.
+    """
     for name, make, kernel in systems(16):
         with jax.enable_x64(True):
             system = jax.tree.map(jnp.asarray, make(True))
-            exact = advance(system, impulse(length, jnp.float64), states=8)[0][0]
-            np.testing.assert_allclose(kernel(system, length), exact, rtol=0, atol=1e-10, err_msg=name)
+            exact = np.asarray(answers(length)(system))
+            np.testing.assert_allclose(kernels(kernel, length)(system), exact, rtol=0, atol=1e-10, err_msg=name)
         system = narrow(make(False))
-        ours = np.asarray(jit(lambda s, kernel=kernel: kernel(s, length))(system))
-        answer = np.asarray(jit(lambda s: advance(s, impulse(length, jnp.float32), states=8)[0][0])(system))
-        largest = np.abs(exact).max(0)
-        assert (np.abs(ours - answer) / largest).max() < 1e-5, name
-        assert (np.abs(ours - exact) / largest).max() < 3e-5, name
+        error = lambda found, exact=exact: (np.abs(np.asarray(found) - exact) / np.abs(exact).max(0)).max()
+        assert error(kernels(kernel, length)(system)) < 1e-5, name
+        assert error(answers(length)(system)) < 1e-5 + length * 2.0**-24, name
 
 
 def test_angles_of_thousands_of_turns():
@@ -70,9 +84,9 @@ def test_angles_of_thousands_of_turns():
         assert np.abs(found - exact).max() < 1e-6
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("size", [7, 64, *slow((1,))])
 def test_recurrence_with_documents_and_a_state(size):
-    """Against one document at a time; values and gradients."""
+    """Against float64, token by token."""
     random = np.random.default_rng(1)
     u = jnp.asarray(random.standard_normal((*SEGMENTS.shape, HEADS)), jnp.float32)
     start = jnp.asarray(random.standard_normal((len(u), HEADS, 4, 2)) @ [1, 1j], jnp.complex64)
@@ -80,17 +94,20 @@ def test_recurrence_with_documents_and_a_state(size):
     name, make, _ = next(iter(systems(8)))
     system = narrow(make(False))
     y, last = jit(lambda u, s: advance(system, u, rows=rows, state=s, states=4, chunk=size))(u, start)
-    for row, marks in enumerate(SEGMENTS):
-        state = start[row : row + 1]
-        for i, mark in enumerate(dict.fromkeys(marks[marks != 0].tolist())):
-            at = np.flatnonzero(marks == mark)
-            state = jnp.zeros_like(state) if i else state
-            alone, state = advance(system, u[row : row + 1, at], state=state, states=4, chunk=64)
-            close(y[row, at], alone[0])
-        close((jnp.real(last[row]), jnp.imag(last[row])), (jnp.real(state[0]), jnp.imag(state[0])))
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float64)), system)
+        token = jit(lambda x, u: (exact.step(x, u), exact.read(exact.step(x, u))))
+        for row, marks in enumerate(SEGMENTS):
+            x, before = jnp.asarray(start[row], jnp.complex128), 0
+            for i in np.flatnonzero(marks):
+                x = x if before in (0, marks[i]) else jnp.zeros_like(x)
+                before = marks[i]
+                x, alone = token(x, jnp.asarray(u[row, i], jnp.float64))
+                close(y[row, i], alone)
+            close((jnp.real(last[row]), jnp.imag(last[row])), (jnp.real(x), jnp.imag(x)))
 
 
-@pytest.mark.parametrize("length, reach", [(37, 37), (37, 5), (37, 99), (300, 300)])
+@pytest.mark.parametrize("length, reach", [(37, 5), (37, 99), *slow((37, 37), (300, 300))])
 def test_convolution_of_documents(length, reach):
     """Against sums in float64; other documents and padding leave no trace, not even of rounding."""
     random = np.random.default_rng(0)

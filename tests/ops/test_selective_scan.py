@@ -13,7 +13,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.ops.segments import rows_of
 from jaxlm.ops.selective_scan import selective_scan
 from tests.ops.recurrences import SEGMENTS
-from tests.tiny import close, jit
+from tests.tiny import close, jit, slow
 
 CHANNELS, STATES, GROUPS = 4, 3, 2
 
@@ -83,7 +83,7 @@ OTHERS += [(True, 7, "xla"), (True, 64, "tree"), (False, 64, "xla"), (False, 16,
         (False, 64, "tree"),
         (True, 64, "xla"),
         (True, 16, "tree"),
-        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
+        *slow(*OTHERS),
     ],
 )
 def test_chunks_of_any_size(constant, chunk, implementation):
@@ -100,12 +100,13 @@ def test_two_halves_are_one_and_vmap():
     expected = oracle(arrays, np.ones_like(SEGMENTS))
     along = ("u", "delta", "b", "c")
     cut = lambda at: {name: x[:, at] if name in along else x for name, x in arrays.items()}
-    first, middle = selective_scan(**cut(slice(0, 13)), chunk=8)
-    second, last = selective_scan(**{**cut(slice(13, None)), "state": middle}, chunk=8)
+    run = jit(functools.partial(selective_scan, chunk=8))
+    first, middle = run(**cut(slice(0, 13)))
+    second, last = run(**{**cut(slice(13, None)), "state": middle})
     close((jnp.concatenate((first, second), 1), last), expected)
     axes = {name: 0 if name in (*along, "state") else None for name in arrays}
     one = lambda x: selective_scan(**{n: v if axes[n] is None else v[None] for n, v in x.items()}, chunk=8)[0][0]
-    close(jax.vmap(one, (axes,))(arrays), expected[0])
+    close(jit(jax.vmap(one, (axes,)))(arrays), expected[0])
 
 
 @pytest.mark.parametrize("implementation", ["xla", "tree"])

@@ -45,14 +45,10 @@ class Layers:
     """What each layer is: names, or letters in a row."""
 
     def read(self, c: Config, draft: Draft) -> None:
-        kinds = c.sequence("layers_block_type", "layer_types", default=None)
-        if kinds is None:
-            letters = c.text("hybrid_override_pattern", default="ME*-")
-            kinds = [LETTERS.get(letter, letter) for letter in letters]
-        else:
-            c.text("hybrid_override_pattern", default="")
+        letters = c.text("hybrid_override_pattern", default="ME*-")
+        named = c.sequence("layers_block_type", "layer_types", default=[LETTERS.get(one, one) for one in letters])
         c.integer("num_hidden_layers", default=0)  # the list counts
-        kinds, blocks = [OLD.get(kind, kind) for kind in kinds], []
+        kinds, blocks = [OLD.get(str(kind), str(kind)) for kind in named], []
         for i, kind in enumerate(kinds):
             where = f"config.json: layers_block_type[{i}] = {shown(kind)}"
             if kind not in PARTS:
