@@ -3,6 +3,7 @@
     python -m experiments.benchmark --suite=train_step --workdir=runs/bench
     python -m experiments.benchmark --suite=decode --workdir=runs/bench
     python -m experiments.benchmark --suite=attention --workdir=runs/bench
+    python -m experiments.benchmark --suite=recurrence --workdir=runs/bench
 
 All contestants live in this process and take turns (`experiments.race`). Writes <suite>.json with command, commit,
 hardware and versions, and prints the table that it also writes to <suite>.txt.
@@ -27,13 +28,13 @@ from absl import app, flags, logging  # noqa: E402
 
 from jaxlm.core.errors import ConfigError, choose  # noqa: E402
 
-SUITES = ("train_step", "decode", "attention")
+SUITES = ("train_step", "decode", "attention", "recurrence")
 
 SUITE = flags.DEFINE_string("suite", "train_step", f"what to measure: {', '.join(SUITES)}")
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "folder for the JSON")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "rounds; each contestant runs once a round", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 3, "steps of a contestant in a round", lower_bound=1)
-THREADS = flags.DEFINE_integer("threads", 2, "threads of the peers in train_step; decode takes one", lower_bound=1)
+THREADS = flags.DEFINE_integer("threads", 2, "threads of the peers; decode takes one", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

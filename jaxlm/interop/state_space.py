@@ -130,14 +130,14 @@ INFINITE = {"__float__": "Infinity"}
 def step_limit(path: str) -> Key:
     """The least and the greatest step; JSON has no infinity, so transformers 5 writes an object for it."""
 
-    def ours(value: list[Any]) -> tuple[float, float] | None:
+    def ours(value: list[Any]) -> tuple[float, float]:
         ends = [math.inf if end == INFINITE else end for end in value]
         if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
             raise ConfigError(f"time_step_limit should be two numbers, got {shown(value)}")
-        return None if ends == [0, math.inf] else (float(ends[0]), float(ends[1]))
+        return float(ends[0]), float(ends[1])
 
-    def theirs(limit: tuple[float, float] | None) -> list[Any]:
-        return [INFINITE if end == math.inf else end for end in limit or (0.0, math.inf)]
+    def theirs(limit: tuple[float, float]) -> list[Any]:
+        return [INFINITE if end == math.inf else end for end in limit]
 
     return Key(path, list, lambda c: [0.0, math.inf], ours, theirs)
 

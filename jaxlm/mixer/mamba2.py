@@ -15,6 +15,7 @@ shows what it recalls for its size, and how it fails beyond the length it was tr
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -33,6 +34,7 @@ from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
 
 NORMS = ("gated", "before_gate", "none")
 PROJECTIONS = ("z", "x", "b", "c", "dt")
+UNLIMITED = (0.0, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Mamba2(Recurrent):
       conv_bias: whether it has a bias.
       step_range: of dt at first, log-uniform.
       decay_range: of exp(A_log) at first, uniform.
-      step_limit: least and greatest dt; None for no limits.
+      step_limit: least and greatest dt.
       norm_eps: of the gated norm.
       chunk: tokens that meet each other as matrices.
       implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
@@ -72,7 +74,7 @@ class Mamba2(Recurrent):
     norm: str = "gated"
     step_range: tuple[float, float] = (1e-3, 1e-1)
     decay_range: tuple[float, float] = (1.0, 16.0)
-    step_limit: tuple[float, float] | None = None
+    step_limit: tuple[float, float] = UNLIMITED
     norm_eps: float = 1e-5
     chunk: int = 64
     implementation: str = "auto"
@@ -87,8 +89,8 @@ class Mamba2(Recurrent):
         )
         check_range("Mamba2.step_range", self.step_range)
         check_range("Mamba2.decay_range", self.decay_range)
-        low, high = self.step_limit or (0.0, 1.0)
-        require(0 <= low < high, f"Mamba2.step_limit: expected 0 <= low < high, or None, got {self.step_limit}")
+        low, high = self.step_limit
+        require(0 <= low < high, f"Mamba2.step_limit: expected 0 <= low < high, got {self.step_limit}")
         require(self.norm_eps >= 0, f"Mamba2.norm_eps: expected a number >= 0, got {self.norm_eps}")
         choose("Mamba2.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
@@ -153,7 +155,7 @@ class Mamba2(Recurrent):
         b, stream = self._convolved(p, "b", b, stream)
         c, stream = self._convolved(p, "c", c, stream)
         step = jax.nn.softplus(self._project(p, "dt", x_BLD, jnp.float32) + p["dt_bias"].astype(jnp.float32))
-        if self.step_limit is not None:
+        if self.step_limit != UNLIMITED:
             step = jnp.clip(step, *self.step_limit)
         decay = -step * jnp.exp(p["a_log"].astype(jnp.float32))
         y, stream = self.recur(c, b, x.astype(jnp.float32) * step[..., None], decay, stream)

@@ -13,7 +13,7 @@ from jaxlm import dist
 from jaxlm.ops.scalar_decay import scalar_decay
 from jaxlm.ops.segments import rows_of
 from tests.dist.test_collectives import collectives
-from tests.tiny import close, jit
+from tests.tiny import close, jit, slow
 
 BATCH, GROUPS, HEADS, KEYS, VALUES = 2, 2, 4, 3, 5
 
@@ -44,8 +44,12 @@ def inputs(names: list[str], length: int = 16):
 SEGMENTS = np.asarray([[1] * 3 + [2] * 7 + [0, 0, 3, 3, 3, 3], [0] * 5 + [1] * 11], np.int32)
 
 
-@pytest.mark.parametrize(("pieces", "packed"), [(2, True), (4, False), (8, True)])
-@pytest.mark.parametrize("name", OPS)
+# Every op by 8 devices, and every way of cutting with the op that has a decay.
+FEW = [*((name, 8, True) for name in OPS), ("scalar decay", 2, True), ("scalar decay", 4, False)]
+REST = [(name, *way) for name in OPS if name != "scalar decay" for way in ((2, True), (4, False))]
+
+
+@pytest.mark.parametrize(("name", "pieces", "packed"), [*FEW, *slow(*REST)])
 def test_pieces_on_devices_are_the_whole(name, pieces, packed):
     """Outputs, final state and all gradients, through documents and padding, from a state that is not zero."""
     op, diagonal, names = OPS[name]
@@ -64,7 +68,7 @@ def test_pieces_on_devices_are_the_whole(name, pieces, packed):
     close(run(mesh), run(None))
 
 
-@pytest.mark.parametrize("pieces", [2, 4, 8])
+@pytest.mark.parametrize("pieces", [8, *slow((2,), (4,))])
 @pytest.mark.parametrize("name", OPS)
 def test_one_all_gather_whatever_the_length(name, pieces):
     op, diagonal, names = OPS[name]

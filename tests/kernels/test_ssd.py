@@ -18,7 +18,7 @@ from jaxlm.ops.segments import rows_of
 from pallas_kernels.block_sparse_attention.call import aimed_at
 from pallas_kernels.ssd import call, core, reference, tpu, triton
 from tests.kernels.test_tpu import RACES, found_races
-from tests.tiny import jit
+from tests.tiny import jit, slow
 
 BACKENDS = ("tpu", "triton")
 NAMES = ("q", "k", "v", "log_decay", "state")
@@ -41,11 +41,11 @@ class Case:
 
 
 CASES = {
-    "one token": Case(1, state=False),
     "odd, grouped, documents": Case(150, batch=2, groups=1, documents=True),
     "decays of all strengths": Case(140, heads=1, groups=1, decays=(-7.0, 2.5)),
 }
 LONG_CASES = {
+    "one token": Case(1, state=False),
     "bfloat16": Case(130, heads=1, groups=1, dtype="bfloat16"),
     "few tokens": Case(70, documents=True),
     "whole chunks, no state": Case(256, heads=4, state=False),
@@ -255,7 +255,9 @@ SEGMENTS = np.asarray([[0] * 3 + [1] * 5 + [2] * 9 + [0] * 2 + [3] * 4], np.int3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("decay", [None, -np.asarray([0.01, 0.7], np.float32)], ids=["no decay", "decay by head"])
+@pytest.mark.parametrize(
+    "decay", [*slow((None,)), -np.asarray([0.01, 0.7], np.float32)], ids=["no decay", "decay by head"]
+)
 def test_serves_the_library(backend: str, decay: Any) -> None:
     """Padding, which holds no zeros, packed documents, and decays that are not of tokens."""
     rng, length = np.random.default_rng(0), SEGMENTS.shape[1]

@@ -120,6 +120,14 @@ def test_chunks_are_the_reference(kind, packed, chunk):
     close(values_and_gradients(x, rows, chunk=chunk), wanted)
 
 
+@pytest.mark.parametrize(("kind", "packed"), [("token", True), ("head", False)])
+def test_long_rows_go_piece_by_piece(kind, packed, monkeypatch):
+    """Here of two chunks each, 32 of 37 tokens in all; then a chunk, and a token."""
+    monkeypatch.setattr("jaxlm.ops.scalar_decay.PAIRS", 2 * BATCH * HEADS * 4**2)
+    x, rows, wanted = references(kind, packed)
+    close(values_and_gradients(x, rows, chunk=4), wanted)
+
+
 @pytest.mark.parametrize("chunk", [7, *slow((64,))])
 def test_without_a_state_it_begins_with_zeros(chunk):
     x = draw()

@@ -120,7 +120,13 @@ CASES = [
     Case("temp_scale", {"inner": CLEX, "factor": 4.0}, relative=True, length=20),
 ]
 
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+def over(cases: Any) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{len(case.args)}")
+
+
+every = over(CASES)
+FIRST = {case.name: case for case in reversed(CASES)}
 
 LENGTH, HIGHEST = 12, 40  # of the rows below; of the positions that the cases can represent
 # A whole row, padding on the left, padding in mid-stream (a short prompt that decoding then continues), packed rows:
@@ -175,17 +181,31 @@ def test_builds_describes_and_counts(case):
     assert "\n" not in str(caught.value)
 
 
-@every
-def test_full_pass_is_pieces_is_single_steps(case):
-    """On rows that are whole, padded left, padded in mid-stream and packed, with both forms of the cache."""
+def runs_as_pieces(case: Case, cache: Any) -> None:
+    """On rows that are whole, padded left, padded in mid-stream and packed."""
     spec, params, call = model(case)
     full = logits(case)
-    for rotated in (True, False) if spec.layers[0].pattern[0].mixer.position.pre_rotate else (True,):
-        cache = {"name": "full", "args": {"rotated": rotated}}
-        for pieces in [(4, 1, 1, 1, 1, 4), (1,) * LENGTH]:
-            parts = stream(spec, call, params, TOKENS, pieces, SEGMENTS, POSITIONS, cache)
-            assert np.isfinite(parts).all()
-            close(parts[REAL], full[REAL])
+    for pieces in [(4, 1, 1, 1, 1, 4), (1,) * LENGTH]:
+        parts = stream(spec, call, params, TOKENS, pieces, SEGMENTS, POSITIONS, cache)
+        assert np.isfinite(parts).all()
+        close(parts[REAL], full[REAL])
+
+
+@every
+def test_full_pass_is_pieces_is_single_steps(case):
+    runs_as_pieces(case, "full")
+
+
+def keeps(case: Case) -> bool:
+    """Whether the default cache keeps rotated keys, which makes plain ones another form."""
+    return make("position", {"name": case.name, "args": case.args}).pre_rotate
+
+
+@over(
+    [case if case is FIRST[case.name] else pytest.param(case, marks=pytest.mark.slow) for case in CASES if keeps(case)]
+)
+def test_so_it_is_with_the_other_form_of_the_cache(case):
+    runs_as_pieces(case, {"name": "full", "args": {"rotated": False}})
 
 
 @every
@@ -235,7 +255,13 @@ def test_the_order_of_slots_means_nothing(case):
     close(stream(spec, call, params, TOKENS[:, order], (4, 4, 4), ones, RISING[:, order]), ordered[:, order])
 
 
-@every
+def learns(case: Case) -> bool:
+    return bool(decoder.param_specs(make_spec(case)).get("position"))
+
+
+@over(
+    [case if case is FIRST[case.name] or learns(case) else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_gradients_equal_the_reference(case):
     """Of every parameter, through rows that hold padding (whose queries see no key)."""
 
