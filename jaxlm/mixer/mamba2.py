@@ -27,10 +27,11 @@ from jaxlm.core.errors import choose
 from jaxlm.core.params import FanIn, ParamSpec, Uniform, ones, zeros
 from jaxlm.core.types import Context, Dims, Params, Specs
 from jaxlm.mixer.decays import LogOfUniform, StepBias, check_range
-from jaxlm.mixer.recurrent import Recurrent, Stream
+from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.recurrent import Stream
 from jaxlm.norm.rms import RmsNorm
 from jaxlm.ops.dense import dense
-from jaxlm.ops.scalar_decay import IMPLEMENTATIONS, scalar_decay
+from jaxlm.ops.scalar_decay import scalar_decay
 
 NORMS = ("gated", "before_gate", "none")
 PROJECTIONS = ("z", "x", "b", "c", "dt")
@@ -38,7 +39,7 @@ UNLIMITED = (0.0, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mamba2(Recurrent):
+class Mamba2(Linear):
     """The mixer of Mamba-2.
 
     Attributes:
@@ -55,11 +56,11 @@ class Mamba2(Recurrent):
       decay_range: of exp(A_log) at first, uniform.
       step_limit: least and greatest dt.
       norm_eps: of the gated norm.
-      chunk: tokens that meet each other as matrices.
-      implementation: a back end of `jaxlm.ops.scalar_decay`, or ``"auto"``.
+      chunk, implementation: of `Linear`.
     """
 
     paper: ClassVar[str] = "Dao and Gu 2024, Transformers are SSMs: State Space Duality"
+    op: ClassVar[Any] = staticmethod(scalar_decay)
     # Steps large enough for small models on short rows to learn recall from within a few hundred updates.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"toy": {"step_range": (0.05, 0.5), "decay_range": (0.02, 1.0)}}
 
@@ -76,11 +77,10 @@ class Mamba2(Recurrent):
     decay_range: tuple[float, float] = (1.0, 16.0)
     step_limit: tuple[float, float] = UNLIMITED
     norm_eps: float = 1e-5
-    chunk: int = 64
-    implementation: str = "auto"
 
     def check(self) -> None:
-        for name in ("state", "expand", "head_dim", "groups", "conv", "chunk"):
+        super().check()
+        for name in ("state", "expand", "head_dim", "groups", "conv"):
             require(getattr(self, name) > 0, f"Mamba2.{name}: expected a positive integer, got {getattr(self, name)}")
         choose("Mamba2.norm", self.norm, NORMS)
         require(
@@ -92,7 +92,6 @@ class Mamba2(Recurrent):
         low, high = self.step_limit
         require(0 <= low < high, f"Mamba2.step_limit: expected 0 <= low < high, got {self.step_limit}")
         require(self.norm_eps >= 0, f"Mamba2.norm_eps: expected a number >= 0, got {self.norm_eps}")
-        choose("Mamba2.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
     def _heads(self, dims: Dims) -> int:
         inner = round(self.expand * dims.width)
@@ -148,7 +147,7 @@ class Mamba2(Recurrent):
         return 2.0 * within + 4.0 * heads * self.state * self.head_dim + 2.0 * self.conv * channels
 
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        by_head = ("batch", None, "heads", None)
+        by_head = ("batch", "length", "heads", None)
         z, x = (dist.constrain(self._project(p, name, x_BLD), by_head) for name in ("z", "x"))
         b, c = self._project(p, "b", x_BLD), self._project(p, "c", x_BLD)
         x, stream = self._convolved(p, "x", x, stream)
@@ -185,17 +184,7 @@ class Mamba2(Recurrent):
     ) -> tuple[jax.Array, Stream]:
         """`scalar_decay` of these tokens after those before, and the stream with the new state. What forgets in another
         way overrides this alone."""
-        y, state = scalar_decay(
-            c,
-            b,
-            v,
-            log_decay,
-            rows=stream.rows,
-            state=None if stream.memory is None else stream.memory["state"],
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
-        return y, stream.remember(state=state)
+        return self.run(stream, c, b, v, log_decay)
 
     def _convolved(self, p: Params, name: str, x: jax.Array, stream: Stream) -> tuple[jax.Array, Stream]:
         """silu(conv(x) + bias), and the stream after it."""
