@@ -75,6 +75,9 @@ class ParamSpec:
       decay: whether weight decay applies (matrices yes; gains and biases no).
       active: the share of the array that a token is multiplied with (top_k / experts for the weights of experts).
       stack: number of layers stacked in front by a scanned group; 0 for a parameter that lives once.
+      share: the name under which layers share the array, which then lives once; empty where each has its own.
+      own: whether each layer keeps its own even where it shares what is around it (an adapter).
+      uses: number of layers that read an array that is shared.
     """
 
     shape: tuple[int, ...]
@@ -84,6 +87,9 @@ class ParamSpec:
     decay: bool = True
     active: float = 1.0
     stack: int = 0
+    share: str = ""
+    own: bool = False
+    uses: int = 1
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape):
@@ -138,6 +144,35 @@ def initialize(specs: Tree, key: jax.Array) -> dict[str, Any]:
 def stacked(specs: Tree, layers: int) -> dict[str, Any]:
     """``specs`` with a leading layer axis of size ``layers``."""
     return map_specs(lambda _, spec: dataclasses.replace(spec, stack=layers), specs)
+
+
+def shared(specs: Tree, name: str) -> dict[str, Any]:
+    """``specs`` shared under ``name``: all arrays that are not each layer's own, nor shared under another name."""
+    return map_specs(lambda _, s: s if s.own or s.share else dataclasses.replace(s, share=name), specs)
+
+
+def divide(specs: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a layer has of its own, and what it shares, by name; branches left empty are dropped."""
+    own: dict[str, Any] = {}
+    common: dict[str, Any] = {}
+    for path, spec in flatten(specs):
+        *branches, leaf = path.split("/")
+        node = common.setdefault(spec.share, {}) if spec.share else own
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[leaf] = spec
+    return own, common
+
+
+def unite(specs: Tree, own: Tree, common: Mapping[str, Tree]) -> dict[str, Any]:
+    """The arrays of ``specs`` from both: the inverse of `divide`, where ``common`` may hold other layers' as well."""
+    out = {}
+    for name, spec in specs.items():
+        if isinstance(spec, Mapping):
+            out[name] = unite(spec, own.get(name, {}), {key: tree.get(name, {}) for key, tree in common.items()})
+        else:
+            out[name] = common[spec.share][name] if spec.share else own[name]
+    return out
 
 
 def count(specs: Tree) -> int:

@@ -27,12 +27,14 @@ Side = tuple[jax.Array, jax.Array]  # of queries [B, L, S] and of keys [B, T, S]
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """What a method may know of the model it sits in. ``heads`` and ``head_dim`` are set inside an attention mixer."""
+    """What a method may know of the model it sits in. ``heads`` and ``head_dim`` are set inside an attention mixer;
+    ``out`` is the width of what attention gives where that is not ``width``, the width of what it reads."""
 
     width: int
     layers: int = 1
     heads: int = 1
     head_dim: int = 0
+    out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Context:
       rng: a key when ``train`` needs one.
       length: int32 scalar, the length that dynamic position scalings scale for; None for the longest position seen.
       shared: parameters of model-wide methods by registered name (T5's bias table).
+      embedded: [B, L, D], the input of the first layer, for mixers that read it too; None outside a whole model.
     """
 
     positions: jax.Array
@@ -58,6 +61,7 @@ class Context:
     rng: jax.Array | None = None
     length: jax.Array | None = None
     shared: Params = dataclasses.field(default_factory=dict)
+    embedded: jax.Array | None = None
 
 
 class TileBias:

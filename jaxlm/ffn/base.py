@@ -23,8 +23,11 @@ Linear = Callable[[str, jax.Array], jax.Array]
 
 
 def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
-    """x [..., D] times ``p[name]`` [D, *out], plus ``p[name + "_bias"]`` [*out] if there is one."""
+    """x [..., D] times ``p[name]`` [D, *out], plus ``p[name + "_bias"]`` [*out] if there is one, and the low-rank
+    x A B of ``p[name + "_down"]`` [D, r] and ``p[name + "_up"]`` [r, *out] if there are such."""
     y = dense(x, p[name])
+    if f"{name}_down" in p:
+        y = y + dense(dense(x, p[f"{name}_down"]), p[f"{name}_up"])
     bias = p.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(y.dtype)
 

@@ -34,6 +34,8 @@ class Glu(FeedForward):
       limit: if positive, the gate is at most this and the up part within plus and minus this.
       up_offset: added to the up part.
       gate_scale, out_scale: factors of the gate before its activation, and of the output.
+      adapter: rank of a term x A B beside the first layer, which stays each layer's own where layers share the rest
+        (Zamba2); 0 for none.
     """
 
     paper: ClassVar[str] = "Shazeer 2020, GLU Variants Improve Transformer"
@@ -46,11 +48,14 @@ class Glu(FeedForward):
     up_offset: float = 0.0
     gate_scale: float = 1.0
     out_scale: float = 1.0
+    adapter: int = 0
 
     def check(self) -> None:
         activation(self.activation)
         require(self.hidden >= 0 and self.expansion > 0, "Glu: expected hidden >= 0 and expansion > 0")
-        require(self.limit >= 0, f"Glu.limit: expected a number >= 0, got {self.limit}")
+        for field in ("limit", "adapter"):
+            value = getattr(self, field)
+            require(value >= 0, f"Glu.{field}: expected a number >= 0, got {value}")
 
     def params(self, dims: Dims) -> Specs:
         hidden = self.hidden or 8 * math.ceil(self.expansion * dims.width / 8)
@@ -58,6 +63,9 @@ class Glu(FeedForward):
             "in": ParamSpec((dims.width, hidden, 2), ("embed", "mlp", None)),
             "out": ParamSpec((hidden, dims.width), ("mlp", "embed")),
         }
+        if self.adapter:
+            specs["in_down"] = ParamSpec((dims.width, self.adapter), ("embed", None), own=True)
+            specs["in_up"] = ParamSpec((self.adapter, hidden, 2), (None, "mlp", None), own=True)
         if self.bias:
             specs["in_bias"] = ParamSpec((hidden, 2), ("mlp", None), zeros, decay=False)
             specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)

@@ -69,6 +69,7 @@ class Moe(Spec):
                 part is None or isinstance(part, FeedForward),
                 f"Moe.{name}: expected a feed-forward that treats all tokens alike, got {type(part).__name__}",
             )
+        require(not getattr(self.expert, "adapter", 0), "Moe.expert: experts have no adapters; allowed: adapter 0")
         require(self.shared is not None or not self.shared_gate, "Moe.shared_gate needs a shared feed-forward")
         for name in ("capacity", "balance", "z_loss"):
             value = getattr(self, name)

@@ -16,7 +16,7 @@ the model: what a family needs there is a slot or a field of general use.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxlm.core import config, registry
@@ -41,7 +41,7 @@ class Draft:
 
     def set(self, path: str, value: Any, layer: int | None = None) -> None:
         """Sets ``"model.<field>"``, a field of every block (or of one ``layer``'s), ``"mixer.position.base"``, or of
-        the mixers or feed-forwards that are registered by a name, ``"mamba2.state"``."""
+        the mixers (within others, too) or feed-forwards that are registered by a name, ``"mamba2.state"``."""
         head, _, field = path.partition(".")
         if head == "model":
             name, _, inner = field.partition(".")
@@ -60,11 +60,22 @@ def within(block: Block, path: str) -> str:
     head, _, field = path.partition(".")
     if head in FIELDS:
         return path
-    for slot in ("mixer", "ffn"):
-        part = getattr(block, slot)
-        if part is not None and registry.name_of(slot, part) == head:
-            return f"{slot}.{field}"
-    return ""
+    if block.ffn is not None and registry.name_of("ffn", block.ffn) == head:
+        return f"ffn.{field}"
+    at = next((at for at, mixer in _placed("mixer", block.mixer) if registry.name_of("mixer", mixer) == head), "")
+    return at and f"{at}.{field}"
+
+
+def _placed(at: str, mixer: Any) -> Iterator[tuple[str, Any]]:
+    """A mixer and those it is made of, each with its path."""
+    yield at, mixer
+    for name in parts_of(mixer):
+        yield from _placed(f"{at}.{name}", getattr(mixer, name))
+
+
+def parts_of(mixer: Any) -> list[str]:
+    """The fields of a mixer that are mixers."""
+    return [field.name for field in dataclasses.fields(mixer) if field.metadata.get("slot") == "mixer"]
 
 
 FIELDS = {field.name for field in dataclasses.fields(Block)}
@@ -142,12 +153,12 @@ def found_at(spec: ModelSpec, blocks: list[Block], path: str) -> Any:
     """What the model has at a path of `Draft.set`: in the first block that has it, None if no block does."""
     head, _, rest = path.partition(".")
     if head == "model":
-        return _get(spec, rest)
+        return at_path(spec, rest)
     own = ((block, within(block, path)) for block in blocks)
-    return next((value for block, at in own if at and (value := _get(block, at)) is not None), None)
+    return next((value for block, at in own if at and (value := at_path(block, at)) is not None), None)
 
 
-def _get(value: Any, path: str) -> Any:
+def at_path(value: Any, path: str) -> Any:
     """The field at a dotted path, None where there is none."""
     for field in filter(None, path.split(".")):
         value = getattr(value, field, None)
@@ -187,6 +198,7 @@ class Family:
         then write the key themselves.
       listed: whether that key may list them, as names or letters.
       layer: the number of the stored layer that each block is, or begins with; by default its own.
+      marks: other numbers that a block's stored names hold, ``{"first": 3}`` for ``{first}``.
       renamed: old spellings within stored names, ``{"gamma": "weight"}``.
       model: fields of `ModelSpec` that no setting changes.
     """
@@ -204,6 +216,7 @@ class Family:
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layer: Callable[[list[Block]], Sequence[int]] = lambda blocks: range(len(blocks))
+    marks: Callable[[list[Block]], Sequence[Mapping[str, int]]] = lambda blocks: [{}] * len(blocks)
 
     def read(self, c: Config) -> ModelSpec:
         """The model of a config.json. Raises `ConfigError` naming the key that cannot be served, and why."""
@@ -251,9 +264,16 @@ class Family:
         """`tensors` for one model."""
         return self.tensors(spec) if callable(self.tensors) else self.tensors
 
-    def numbers(self, spec: ModelSpec) -> Sequence[int]:
-        """The number of each block's layer in stored names."""
-        return self.layer([block for g in spec.layers for _ in range(g.repeats) for block in g.pattern])
+    def numbers(self, spec: ModelSpec) -> list[dict[str, int]]:
+        """What each block's stored names hold: the number of its ``layer`` and of the ``next``, and `marks`."""
+        blocks = every_block(spec)
+        each = zip(self.layer(blocks), self.marks(blocks), strict=True)
+        return [{"layer": layer, "next": layer + 1, **marks} for layer, marks in each]
+
+
+def every_block(spec: ModelSpec) -> list[Block]:
+    """Every layer's block in order, per-layer fields not set."""
+    return [block for g in spec.layers for _ in range(g.repeats) for block in g.pattern]
 
 
 def canonical(spec: ModelSpec) -> list[Block]:
@@ -278,9 +298,11 @@ UNSTORED = (
 def _complete(mixer: Any, width: int) -> Any:
     """A mixer with values in place of zeros, and without what checkpoints do not tell."""
     fields = {field.name for field in dataclasses.fields(mixer)}
-    if {"first", "second"} <= fields:
-        parts = {name: _complete(getattr(mixer, name), width) for name in ("first", "second")}
-        return dataclasses.replace(mixer, **parts)
+    if parts := parts_of(mixer):
+        each = zip(parts, mixer.widths(Dims(width)), strict=True)
+        inner = {name: _complete(getattr(mixer, name), own.width) for name, own in each}
+        inner |= {"ffn": _sized(mixer.ffn, width)} if "ffn" in fields else {}
+        return dataclasses.replace(mixer, **inner)
     if {"heads", "kv_heads", "head_dim", "scale"} <= fields:
         head_dim = mixer.head_dim or width // mixer.heads
         mixer = dataclasses.replace(

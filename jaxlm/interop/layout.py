@@ -78,9 +78,9 @@ class Rows:
 class Place:
     """Where one stored tensor comes from: pieces of our array after one another along ``axis``.
 
-    ``name`` may hold ``{layer}``, or ``{next}`` for the number after that; ``{expert}`` for one tensor per entry of our
-    array's first axis, ``{head}`` for one per entry of all its axes but the last. With ``rows``, the pieces are those
-    rows of the tensor, and other arrays of ours hold the others.
+    ``name`` may hold ``{layer}``, or ``{next}`` for the number after that, and what `Family.marks` says; ``{expert}``
+    for one tensor per entry of our array's first axis, ``{head}`` for one per entry of all its axes but the last. With
+    ``rows``, the pieces are those rows of the tensor, and other arrays of ours hold the others.
     """
 
     name: str
@@ -121,11 +121,13 @@ class Place:
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, self.axis))
 
 
-def resolve(layout: Layout, layer: int, shape: tuple[int, ...]) -> Layout:
-    """``layout`` with its names filled in for one layer; a `Place` per expert or head where names ask for it."""
+def resolve(layout: Layout, numbers: Mapping[str, int], shape: tuple[int, ...]) -> Layout:
+    """``layout`` with a layer's ``numbers`` filled in; a `Place` per expert or head where names ask for it."""
     out: list[Place] = []
     for stored in layout:
-        name = stored.name.replace("{layer}", str(layer)).replace("{next}", str(layer + 1))
+        name = stored.name
+        for mark, number in numbers.items():
+            name = name.replace(f"{{{mark}}}", str(number))
         each, axes = ("{expert}", shape[:1]) if "{expert}" in name else ("{head}", shape[:-1])
         if each not in name:
             out.append(dataclasses.replace(stored, name=name))

@@ -100,11 +100,11 @@ def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
     """The stored tensors of every parameter, by path. Raises `ConfigError` if the family has none for one."""
     table, numbers = family.names(spec), family.numbers(spec)
 
-    def places(name: str, layer: int, shape: tuple[int, ...], mixer: str = "") -> tuple[Place, ...]:
+    def places(name: str, own: Mapping[str, int], shape: tuple[int, ...], mixer: str = "") -> tuple[Place, ...]:
         found = table.get(f"{mixer}:{name}", table.get(name))
         if found is None:
             raise ConfigError(f"{family.model_type} has no tensor for parameter {name}")
-        return resolve(found, layer, shape)
+        return resolve(found, own, shape)
 
     first, offsets = 0, []
     for g in spec.layers:
@@ -113,7 +113,7 @@ def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
     out: dict[str, Source] = {}
     for path, leaf in flatten(decoder.param_specs(spec)):
         if not leaf.stack:
-            out[path] = Source((places(path, 0, leaf.shape),))
+            out[path] = Source((places(path, {}, leaf.shape),))
             continue
         head, block, own = path.split("/", 2)
         i, j = int(head.removeprefix("group_")), int(block.removeprefix("block_"))

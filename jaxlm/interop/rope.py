@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from operator import attrgetter as getter
 from typing import Any
 
 from jaxlm.core import registry
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, shown
 from jaxlm.interop.config import Config
-from jaxlm.interop.family import Draft
+from jaxlm.interop.family import Draft, at_path
 from jaxlm.mixer.mla import Mla
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.position.rotary import Rotary
@@ -238,7 +237,7 @@ class Rope:
         c.integer("original_max_position_embeddings", default=0)
         settings(c, "full_attention", self.theta)  # unused where no layer turns (Falcon with ALiBi)
         for i, block in enumerate(draft.blocks):
-            mixer = getter(self.at)(block)
+            mixer = at_path(block, self.at)
             if not isinstance(getattr(mixer, "position", None), Rotary):
                 continue
             given = settings(c, "sliding_attention" if is_local(mixer) else "full_attention", self.theta)
@@ -252,7 +251,7 @@ class Rope:
     def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
         by_type: dict[str, dict[str, Any]] = {}
         lengths = []
-        for mixer in map(getter(self.at), blocks):
+        for mixer in (at_path(block, self.at) for block in blocks):
             if isinstance(position := getattr(mixer, "position", None), Rotary):
                 kind = "sliding_attention" if is_local(mixer) else "full_attention"
                 by_type.setdefault(kind, write(position))

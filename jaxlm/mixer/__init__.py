@@ -35,4 +35,5 @@ METHODS = {
     "simple_gla": "simple_gla:SimpleGla",
     "lssa": "softplus_attention:Lssa",
     "lssar": "softplus_attention:Lssar",
+    "zamba": "zamba:Zamba",
 }

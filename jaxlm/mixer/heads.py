@@ -1,7 +1,7 @@
 """What attention mixers have in common: projections to heads and back, query/key norm and position.
 
 Learned: the fused projection qkv (D, G, R + 2, K), R query heads beside the key and value of their group, so that
-sharding G moves no data; the output projection (G, R, K, D).
+sharding G moves no data; the output projection (G, R, K, D). With adapters, three low-rank terms beside it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Heads(Spec):
       qkv_bias, out_bias: learned offsets.
       qkv_clip: if positive, queries, keys and values (normalised, not yet rotated) stay within plus and minus this
         (MPT, OLMo).
+      adapter: rank of a term that queries, keys and values each have beside their projection, x A B, which stays each
+        layer's own where layers share the rest (Zamba2); 0 for none.
     """
 
     heads: int = 8
@@ -65,6 +67,7 @@ class Heads(Spec):
     qkv_bias: bool = False
     out_bias: bool = False
     qkv_clip: float = 0.0
+    adapter: int = 0
 
     def check(self) -> None:
         name = type(self).__name__
@@ -78,7 +81,7 @@ class Heads(Spec):
             f"{name}.kv_heads: expected a divisor of heads {self.heads}, got {self.kv_heads}",
         )
         require(not hasattr(self.scale, "aval"), f"{name}.scale must be one number for all layers")
-        for field in ("soft_cap", "qkv_clip"):
+        for field in ("soft_cap", "qkv_clip", "adapter"):
             value = getattr(self, field)
             require(value >= 0, f"{name}.{field}: expected a number >= 0, got {value}")
         choose(f"{name}.qk_norm_span", self.qk_norm_span, ("head", "heads", "all"))
@@ -103,19 +106,24 @@ class Heads(Spec):
     def params(self, dims: Dims) -> Specs:
         own = self.dims(dims)
         groups, width = self.groups, own.head_dim
-        repeats = self.heads // groups
+        repeats, reach = self.heads // groups, dims.out or dims.width
         specs: Specs = {
             "qkv": ParamSpec(
                 (dims.width, groups, repeats + 2, width),
                 ("embed", "heads", None, None),
                 QkvInit(width**-0.5 / self.scale if self.scale else 1.0),
             ),
-            "out": ParamSpec((groups, repeats, width, dims.width), ("heads", None, None, "embed"), fan_in=(0, 1, 2)),
+            "out": ParamSpec((groups, repeats, width, reach), ("heads", None, None, "embed"), fan_in=(0, 1, 2)),
         }
         if self.qkv_bias:
             specs["qkv_bias"] = ParamSpec((groups, repeats + 2, width), ("heads", None, None), zeros, decay=False)
         if self.out_bias:
-            specs["out_bias"] = ParamSpec((dims.width,), (None,), zeros, decay=False)
+            specs["out_bias"] = ParamSpec((reach,), (None,), zeros, decay=False)
+        if rank := self.adapter:
+            specs["adapter_in"] = ParamSpec((dims.width, 3, rank), ("embed", None, None), own=True)
+            specs["adapter_q"] = ParamSpec((rank, groups, repeats, width), (None, "heads", None, None), own=True)
+            for name in ("adapter_k", "adapter_v"):
+                specs[name] = ParamSpec((rank, groups, 1, width), (None, "heads", None, None), own=True)
         if self.qk_norm is not None:
             for name, lead in (("q_norm", (groups, repeats)), ("k_norm", (groups,))):
                 specs[name] = self._gains(self.qk_norm.params(width), lead)
@@ -135,6 +143,9 @@ class Heads(Spec):
     def project(self, p: Params, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q [B, L, H, K], k and v [B, L, G, K], not yet rotated; normalised, unless that comes after."""
         qkv = dense(x, p["qkv"])
+        if self.adapter:
+            low = dense(x, p["adapter_in"])
+            qkv = qkv + jnp.concatenate([dense(low[..., i, :], p[f"adapter_{n}"]) for i, n in enumerate("qkv")], -2)
         if self.qkv_bias:
             qkv = qkv + p["qkv_bias"].astype(qkv.dtype)
         qkv = dist.constrain(qkv, ("batch", None, "heads", None, None))

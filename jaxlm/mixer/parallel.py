@@ -13,26 +13,13 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxlm.core.config import Spec, slot
+from jaxlm.core.config import slot
 from jaxlm.core.types import Context, Dims, Params, Specs
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ParallelState:
-    """The states of both."""
-
-    first: Any
-    second: Any
-
-    def grow(self, capacity: int) -> ParallelState:
-        """With room for ``capacity`` tokens in what has a capacity."""
-        grown = (one.grow(capacity) if hasattr(one, "grow") else one for one in (self.first, self.second))
-        return ParallelState(*grown)
+from jaxlm.mixer.composite import Composite, States
 
 
 @dataclasses.dataclass(frozen=True)
-class Parallel(Spec):
+class Parallel(Composite):
     """Two mixers on the same input.
 
     Attributes:
@@ -47,43 +34,18 @@ class Parallel(Spec):
     in_scales: tuple[float, float] = (1.0, 1.0)
     out_scales: tuple[float, float] = (1.0, 1.0)
 
-    @property
-    def inner(self) -> tuple[Any, ...]:
-        """The mixers that this one is made of."""
-        return self.first, self.second
-
-    @property
-    def streaming(self) -> bool:  # one that looks ahead is refused a state by its own `init_state`
-        return all(mixer.streaming for mixer in self.inner)
-
-    @property
-    def causal(self) -> bool:
-        return all(mixer.causal for mixer in self.inner)
-
-    @property
-    def padding_takes_room(self) -> bool:
-        return any(getattr(mixer, "padding_takes_room", True) for mixer in self.inner)
-
     def params(self, dims: Dims) -> Specs:
         return {"first": self.first.params(dims), "second": self.second.params(dims)}
 
-    def init_state(self, dims: Dims, batch: int, max_length: int, dtype: Any, cache: Any) -> ParallelState:
-        """An empty state of each."""
-        return ParallelState(*(mixer.init_state(dims, batch, max_length, dtype, cache) for mixer in self.inner))
-
-    def flops(self, dims: Dims, length: int) -> float:
-        """Those of both."""
-        return sum(mixer.flops(dims, length) for mixer in self.inner)
-
     def __call__(
-        self, p: Params, x_BLD: jax.Array, ctx: Context, state: ParallelState | None = None
-    ) -> tuple[jax.Array, ParallelState | None]:
+        self, p: Params, x_BLD: jax.Array, ctx: Context, state: States | None = None
+    ) -> tuple[jax.Array, States | None]:
         """[B, L, D] -> [B, L, D]; with a state, the L tokens continue it."""
 
         def run(i: int, name: str) -> tuple[jax.Array, Any]:
             x = x_BLD if self.in_scales[i] == 1 else x_BLD * self.in_scales[i]
-            y, after = self.inner[i](p[name], x, ctx, None if state is None else getattr(state, name))
+            y, after = self.inner[i](p[name], x, ctx, None if state is None else state.parts[i])
             return y if self.out_scales[i] == 1 else y * self.out_scales[i], after
 
         (one, first), (two, second) = run(0, "first"), run(1, "second")
-        return one + two, None if state is None else ParallelState(first, second)
+        return one + two, None if state is None else States((first, second))

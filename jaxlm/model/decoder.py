@@ -3,7 +3,7 @@
 Parameters are a nested dict:
 
     embed/{table [V, D], up, types}    embed_norm/...    position/<name>/...
-    group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}
+    group_<i>/block_<j>/{mixer_norm, mixer, ffn_norm, ffn, ...}    shared/<name>/{mixer, ...}
     final_norm/...    pooler/...    head/{transform, down, kernel [D, V], bias [V]}
 
 A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
@@ -13,6 +13,7 @@ form in which a decode loop wants them; every function here takes either.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from jaxlm import dist
 from jaxlm.core import registry
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
-from jaxlm.core.params import FanIn, Normal, ParamSpec, stacked, zeros
+from jaxlm.core.params import FanIn, Normal, ParamSpec, divide, flatten, map_specs, stacked, zeros
 from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
 from jaxlm.ffn.base import Aux
 from jaxlm.model.head import linear_params, pool
@@ -32,7 +33,7 @@ from jaxlm.model.layers import apply_block as apply_block
 from jaxlm.model.layers import apply_layers, block_specs, dropout
 from jaxlm.model.layers import unstack as unstack
 from jaxlm.model.positions import plain_positions
-from jaxlm.model.spec import ModelSpec, mixers_of
+from jaxlm.model.spec import ModelSpec
 from jaxlm.ops.dense import dense
 
 READERS = 2**31 - 1  # folded into the key of encodings that read tokens; layers fold in their index
@@ -69,15 +70,24 @@ def position_encodings(spec: ModelSpec) -> dict[str, tuple[PositionEncoding, Dim
     """
     found: dict[str, tuple[PositionEncoding, Dims]] = {}
     for group in spec.layers:
-        for mixer in (one for block in group.pattern for one in mixers_of(block.mixer)):
+        for mixer, width in (one for block in group.pattern for one in _placed(block.mixer, dims_of(spec))):
             encoding = getattr(mixer, "position", None)
             if encoding is None:
                 continue
-            name, dims = registry.name_of("position", encoding), mixer.dims(dims_of(spec))
+            name, dims = registry.name_of("position", encoding), mixer.dims(width)
             if name in found and encoding.scope == "model" and found[name] != (encoding, dims):
                 raise ConfigError(f"position {name!r} lives once in the model but two layers configure it differently")
             found.setdefault(name, (encoding, dims))
     return found
+
+
+def _placed(mixer: Any, dims: Dims) -> Iterator[tuple[Any, Dims]]:
+    """The mixers that a mixer is made of, each with what it knows of the model."""
+    if not hasattr(mixer, "inner"):
+        yield mixer, dims
+        return
+    for part, own in zip(mixer.inner, mixer.widths(dims), strict=True):
+        yield from _placed(part, own)
 
 
 def max_positions(spec: ModelSpec) -> int | None:
@@ -107,9 +117,16 @@ def param_specs(spec: ModelSpec) -> Specs:
     shared = {name: e.params(d) for name, (e, d) in position_encodings(spec).items() if e.scope == "model"}
     if shared := {name: s for name, s in shared.items() if s}:
         specs["position"] = shared
+    common: Specs = {}
     for i, group in enumerate(spec.layers):
-        blocks = {f"block_{j}": block_specs(block, dims) for j, block in enumerate(group.pattern)}
-        specs[f"group_{i}"] = stacked(blocks, group.repeats)
+        blocks: Specs = {}
+        for j, block in enumerate(group.pattern):
+            blocks[f"block_{j}"], once = divide(block_specs(block, dims))
+            _share(common, once, group.repeats)
+        if blocks := {name: own for name, own in blocks.items() if own}:
+            specs[f"group_{i}"] = stacked(blocks, group.repeats)
+    if common:
+        specs["shared"] = common
     if spec.norm is not None:
         specs["final_norm"] = spec.norm.params(spec.width)
     if spec.pooler:
@@ -124,6 +141,18 @@ def param_specs(spec: ModelSpec) -> Specs:
     if spec.head_bias:
         head["bias"] = ParamSpec((spec.vocab_size,), ("vocab",), zeros, decay=False)
     return {**specs, "head": head} if head else specs
+
+
+def _share(common: Specs, once: Specs, uses: int) -> None:
+    """Adds to ``common`` what so many more layers share. Raises `ConfigError` if it is not what those before share."""
+    for name, tree in once.items():
+        known, new = (dict(flatten(one)) for one in (common.get(name, tree), tree))
+        odd = [p for p in {**known, **new} if p not in known or p not in new or known[p].shape != new[p].shape]
+        require(not odd, f"layers that share {name!r} differ in it: {', '.join(odd[:1])}")
+        before = known if name in common else {}
+        common[name] = map_specs(
+            lambda p, s, before=before: dataclasses.replace(s, uses=uses + (before[p].uses if before else 0)), tree
+        )
 
 
 def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
@@ -303,6 +332,7 @@ def forward(
         rng=rng,
         length=None if length is None else jnp.asarray(length, jnp.int32),
         shared=shared,
+        embedded=x,
     )
     x, entries, aux = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
     if spec.norm is not None:

@@ -24,13 +24,13 @@ def active_parameter_count(model: LanguageModel) -> int:
 def forward_flops(spec: ModelSpec, length: int) -> float:
     """FLOPs per token of a forward pass at ``length``: 2 per weight of each matmul, plus what mixers say of themselves.
 
-    Of the experts count those that a token is sent to. The embedding look-up, norms and activations are left out, as is
-    usual, and a pooler, which looks at one token of a row. A training step costs three times as much (forward once,
-    backward twice), recomputation not counted.
+    Of the experts count those that a token is sent to; what layers share counts in each of them. The embedding look-up,
+    norms and activations are left out, as is usual, and a pooler, which looks at one token of a row. A training step
+    costs three times as much (forward once, backward twice), recomputation not counted.
     """
     specs = decoder.param_specs(spec)
     matmuls = sum(
-        math.prod(leaf.full_shape) * leaf.active
+        math.prod(leaf.full_shape) * leaf.active * leaf.uses
         for path, leaf in flatten(specs)
         if leaf.decay and not path.startswith(("embed/table", "embed/types", "position/", "pooler/"))
     )

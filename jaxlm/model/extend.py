@@ -18,7 +18,7 @@ from jaxlm.cache.window_sink import WindowSink
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.model.spec import Block
+from jaxlm.model.spec import Block, map_mixers
 from jaxlm.position.lm_infinite import LmInfinite
 from jaxlm.position.log_n import LogN
 from jaxlm.position.rotary import Rotary
@@ -128,15 +128,18 @@ def extend(model: LanguageModel, method: str, *, factor: float, original: int) -
     require(original > SINKS, f"extend: original {original}, the length of training, is not above {SINKS}")
     found = 0
 
-    def block(b: Block) -> Block:
+    def extended(mixer: Any) -> Any:
         nonlocal found
-        rotary = getattr(b.mixer, "position", None)
+        rotary = getattr(mixer, "position", None)
         if not isinstance(rotary, Rotary):
-            return b
+            return mixer
         found += 1
         new = way.apply(rotary, original, factor)
         changes = {"position": new.position} | ({} if new.mask is None else {"mask": new.mask})
-        return dataclasses.replace(b, mixer=dataclasses.replace(b.mixer, **changes))
+        return dataclasses.replace(mixer, **changes)
+
+    def block(b: Block) -> Block:
+        return dataclasses.replace(b, mixer=map_mixers(extended, b.mixer))
 
     groups = tuple(dataclasses.replace(g, pattern=tuple(map(block, g.pattern))) for g in model.spec.layers)
     require(found, f"extend: method {method!r} is for rotary positions, and no layer of the model has them")

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxlm import dist
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
+from jaxlm.core.params import shared, unite
 from jaxlm.core.types import Context, Dims, Params, Specs
 from jaxlm.ffn.base import Aux
-from jaxlm.model.spec import Block, ModelSpec
+from jaxlm.model.spec import Block, Group, ModelSpec
 
 POLICIES: dict[str, Any] = {
     "full": None,
@@ -25,15 +26,16 @@ POLICIES: dict[str, Any] = {
 
 
 def block_specs(block: Block, dims: Dims) -> Specs:
+    """Every parameter of a block, those that it shares with others among them (`jaxlm.core.params.divide`)."""
     specs: Specs = {"mixer": block.mixer.params(dims)}
     if block.ffn is not None:
         specs["ffn"] = block.ffn.params(dims)
     for part in list(specs):
-        if block.placement != "output" and not (part == "ffn" and block.residual == "parallel_shared"):
+        if block.placement not in ("output", "none") and not (part == "ffn" and block.residual == "parallel_shared"):
             specs[f"{part}_norm"] = block.norm.params(dims.width)
         if block.placement in ("sandwich", "output"):
             specs[f"{part}_out_norm"] = block.norm.params(dims.width)
-    return specs
+    return shared(specs, block.share) if block.share else specs
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, train: bool) -> jax.Array:
@@ -75,7 +77,8 @@ def apply_block(
                 x = block.norm(p[f"{part}_norm"], x)
                 x = x + run(part, x)
             else:
-                x = x + run(part, x if block.placement == "output" else block.norm(p[f"{part}_norm"], x))
+                bare = block.placement in ("output", "none")
+                x = x + run(part, x if bare else block.norm(p[f"{part}_norm"], x))
     return dist.constrain(x, ("batch", "length", None)), new_state, aux
 
 
@@ -92,12 +95,23 @@ def _layers(group: Any) -> list[Any]:
 
 
 def _walk(spec: ModelSpec, params: Params) -> Iterator[tuple[Block, Params]]:
-    """Every block of the model in order with its own parameters, per-layer fields set."""
+    """Every block of the model in order with its parameters, per-layer fields set."""
     for i, group in enumerate(spec.layers):
-        for r, layer in enumerate(_layers(params[f"group_{i}"])):
+        whole = _whole(spec, group, params.get("shared", {}))
+        layers = _layers(params[f"group_{i}"]) if f"group_{i}" in params else [{}] * group.repeats
+        for r, layer in enumerate(layers):
             blocks = group.blocks({path: values[r] for path, values in group.per_layer})
             for j, block in enumerate(blocks):
-                yield block, layer[f"block_{j}"]
+                yield block, whole(j, layer)
+
+
+def _whole(spec: ModelSpec, group: Group, common: Params) -> Callable[[int, Params], Params]:
+    """``whole(j, layer)``: the parameters of a repeat's block j, its own (``layer``) and those it shares."""
+    if not common:
+        return lambda j, layer: layer[f"block_{j}"]
+    dims = Dims(width=spec.width, layers=spec.depth)
+    specs = [block_specs(block, dims) for block in group.pattern]
+    return lambda j, layer: unite(specs[j], layer.get(f"block_{j}", {}), common)
 
 
 def apply_layers(
@@ -116,7 +130,7 @@ def apply_layers(
     mean over the layers that do.
     """
     run = functools.partial(apply_block, rate=spec.dropout, multiplier=spec.residual_multiplier)
-    plain = all(not isinstance(params[f"group_{i}"], (list, tuple)) for i in range(len(spec.layers)))
+    plain = all(not isinstance(params.get(f"group_{i}"), (list, tuple)) for i in range(len(spec.layers)))
     if state is None and layers is None and plain:
         x, found = _scan_layers(spec, params, x, ctx, run)
         return x, None, _means(found)
@@ -150,18 +164,19 @@ def _scan_layers(
     first, found = 0, []
     for i, group in enumerate(spec.layers):
         numbers = {path: jnp.asarray(values) for path, values in group.per_layer}
+        whole = _whole(spec, group, params.get("shared", {}))
 
-        def repeat(x: jax.Array, layer: Any, group=group, first=first) -> tuple[jax.Array, list[Aux]]:
+        def repeat(x: jax.Array, layer: Any, group=group, first=first, whole=whole) -> tuple[jax.Array, list[Aux]]:
             (p, values, r), reports = layer, []
             for j, block in enumerate(group.blocks(values)):
                 layer_ctx = _for_layer(ctx, first + r * len(group.pattern) + j)
-                x, _, aux = run(block, p[f"block_{j}"], x, layer_ctx, None)
+                x, _, aux = run(block, whole(j, p), x, layer_ctx, None)
                 reports.append(aux)
             return x, reports
 
         if spec.remat != "none":
             repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[spec.remat])
-        x, reports = jax.lax.scan(repeat, x, (params[f"group_{i}"], numbers, jnp.arange(group.repeats)))
+        x, reports = jax.lax.scan(repeat, x, (params.get(f"group_{i}", {}), numbers, jnp.arange(group.repeats)))
         first += group.repeats * len(group.pattern)
         found += reports
     return x, found

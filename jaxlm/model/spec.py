@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 from jaxlm.attention.mask import Bidirectional
@@ -27,9 +28,11 @@ class Block(Spec):
       norm: the kind of normalisation.
       placement: ``"pre"`` x + f(norm(x)); ``"post"`` norm(x + f(x)) (the original transformer, BERT); ``"sandwich"``
         x + norm(f(norm(x))) (Gemma 2); ``"output"`` x + norm(f(x)) (OLMo 2); ``"normed"`` n + f(n) with n = norm(x)
-        (BLOOM's option).
+        (BLOOM's option); ``"none"`` x + f(x), of a mixer that norms for itself.
       residual: ``"serial"``; ``"parallel"`` x + mixer(norm1(x)) + ffn(norm2(x)) (GPT-NeoX); ``"parallel_shared"`` with
         one norm for both (GPT-J, PaLM). The parallel forms need placement ``"pre"``.
+      share: blocks of the same name have their parameters once (Universal Transformer, ALBERT), but for those that a
+        part declares each layer's own; empty for none shared.
     """
 
     mixer: Any = slot("mixer", "attention")
@@ -37,10 +40,12 @@ class Block(Spec):
     norm: Any = slot("norm", "rms")
     placement: str = "pre"
     residual: str = "serial"
+    share: str = ""
 
     def check(self) -> None:
-        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output", "normed"))
+        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output", "normed", "none"))
         choose("Block.residual", self.residual, ("serial", "parallel", "parallel_shared"))
+        require("/" not in self.share, f"Block.share: expected a name without '/', got {self.share!r}")
         require(
             self.residual == "serial" or (self.placement == "pre" and self.ffn is not None),
             f"Block.residual {self.residual!r} needs placement 'pre' and an ffn",
@@ -51,6 +56,14 @@ def mixers_of(mixer: Any) -> tuple[Any, ...]:
     """The mixers that a mixer is made of, or itself."""
     inner = getattr(mixer, "inner", None)
     return (mixer,) if inner is None else tuple(one for part in inner for one in mixers_of(part))
+
+
+def map_mixers(change: Callable[[Any], Any], mixer: Any) -> Any:
+    """A mixer with ``change`` made to each of the mixers that it is made of, or to itself."""
+    slots = [field.name for field in dataclasses.fields(mixer) if field.metadata.get("slot") == "mixer"]
+    if not slots:
+        return change(mixer)
+    return dataclasses.replace(mixer, **{name: map_mixers(change, getattr(mixer, name)) for name in slots})
 
 
 def _sees_a_set(mixer: Any) -> bool:

@@ -54,6 +54,10 @@ NEMOTRON_H = {
     "mamba_head_dim": 8, "ssm_state_size": 6, "conv_kernel": 3, "chunk_size": 8, "head_dim": 8, "n_routed_experts": 4,
     "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10,
 }  # fmt: skip
+ZAMBA2 = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_heads": HEADS, "mamba_d_state": 6, "chunk_size": 8,
+    "intermediate_size": 40, "adapter_rank": 3,
+}  # fmt: skip
 FALCON_H1 = {
     **LLAMA, "mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_state": 6, "mamba_d_conv": 3, "mamba_chunk_size": 8,
 }  # fmt: skip
@@ -441,6 +445,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1_no_norm": (
         "FalconH1", {**FALCON_H1, "num_hidden_layers": 2, "mamba_d_ssm": None, "mamba_n_heads": 6}
     ),
+    "zamba2": (
+        "Zamba2",
+        {
+            **ZAMBA2, "num_hidden_layers": 4, "n_mamba_heads": 6, "mamba_ngroups": 2, "mamba_d_conv": 3,
+            "num_mem_blocks": 2, "use_shared_attention_adapter": True, "use_mem_rope": True, "rms_norm_eps": 1e-3,
+            "time_step_min": 0.2, **rope(theta=100.0),
+            "layers_block_type": ["hybrid", "hybrid", "linear_attention", "hybrid"],
+        },
+    ),
+    "zamba2_plain": (
+        "Zamba2",
+        {
+            **ZAMBA2, "num_hidden_layers": 3, "n_mamba_heads": 8, "mamba_expand": 3, "num_key_value_heads": 2,
+            "add_bias_linear": True, "hidden_act": "silu",
+            "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        },
+    ),
     "qwen3_next": (
         "Qwen3Next",
         {
@@ -518,7 +539,8 @@ def build(name: str, seed: int = 0) -> Any:
             else:
                 across = model_class.startswith("GPT2") or (p.ndim == 3 and "conv" not in path)
                 fan_in = p.shape[-2] if across else p.shape[-1]
-                p.copy_(noise * (1.3 * fan_in**-0.5))
+                gain = 0.6 if "shared_transformer" in path else 1.3  # else float32 is 1e-3 from float64 in Zamba2
+                p.copy_(noise * (gain * fan_in**-0.5))
         for path, b in model.named_buffers():
             if "correction" in path:
                 b.copy_(0.3 * torch.randn(b.shape, generator=generator))

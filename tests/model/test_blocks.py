@@ -121,6 +121,7 @@ FORMULAE = {
     ("output", "serial"): lambda x, n, mixer, ffn, m: (
         (y := x + m * n("mixer_out_norm", mixer(x))) + m * n("ffn_out_norm", ffn(y)),
     ),
+    ("none", "serial"): lambda x, n, mixer, ffn, m: ((y := x + m * mixer(x)) + m * ffn(y),),
     ("normed", "serial"): lambda x, n, mixer, ffn, m: (
         (z := n("ffn_norm", (y := n("mixer_norm", x)) + m * mixer(y))) + m * ffn(z),
     ),

@@ -8,7 +8,11 @@ import pytest
 import jaxlm
 from jaxlm.attention.mask import Window
 from jaxlm.core.errors import ConfigError
+from jaxlm.mixer.attention import Attention
+from jaxlm.mixer.mamba2 import Mamba2
+from jaxlm.mixer.parallel import Parallel
 from jaxlm.model.extend import METHODS
+from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.yarn import Yarn
 from tests.tiny import close, jit, params_of, tiny, tokens_of
@@ -35,6 +39,23 @@ def test_a_way_is_what_its_parts_are(trained):
     model, params, tokens = trained
     ours = jaxlm.extend(model, "window", factor=4, original=ORIGINAL)
     close(logits(ours, params, tokens), logits(jaxlm.replace(model, {"mixer.mask": Window(ORIGINAL)}), params, tokens))
+
+
+def test_arms_of_a_parallel_mixer():
+    """A rotary encoding is found wherever it stands in a mixer of mixers, and what has none stays as it is."""
+    rotary, alibi = Attention(heads=4, **ROTARY), Attention(heads=2, position="alibi")
+    inner = Parallel(first=alibi, second=rotary)
+
+    def extended(mixer, method: str):
+        model = jaxlm.LanguageModel(ModelSpec(layers=(Group((Block(mixer=mixer),)),)))
+        return jaxlm.extend(model, method, factor=4, original=ORIGINAL).spec.layers[0].pattern[0].mixer
+
+    for method in ("yarn", "streaming"):  # another position, and another mask too
+        ours = extended(Parallel(first=Mamba2(), second=inner), method)
+        assert ours.second.second == extended(rotary, method) != rotary
+        assert (ours.first, ours.second.first) == (Mamba2(), alibi)
+    with pytest.raises(ConfigError, match="no layer of the model has them"):
+        extended(Parallel(first=Mamba2(), second=alibi), "yarn")
 
 
 def test_a_model_that_is_scaled_already(trained):

@@ -65,5 +65,6 @@ METHODS = {
         "smollm3",
         "stablelm",
         "starcoder2",
+        "zamba2",
     )
 }
