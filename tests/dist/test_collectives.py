@@ -67,11 +67,20 @@ def block_forward_and_backward(block: Block, mesh: jax.sharding.Mesh) -> list[tu
     return collectives(jax.jit(run, out_shardings=(place, gradients)).lower(map_specs(shape, specs), x, x))
 
 
+# Encodings that send more than that, and what.
+SEND_MORE = {
+    "cope": "the gradient of a table that all heads share",
+    "fire": "queries, keys and values: a bias without a form by heads keeps heads together",
+    "forgetting": "parts of the running sums beside the keys",
+}
+POSITIONS = [name for name in registry.methods("position") if name not in SEND_MORE]
+
+
 @pytest.mark.parametrize(
     ("mesh", "position", "mixer", "ffn"),
-    [("1x1x4", name, {"kv_heads": 4}, Glu(hidden=64)) for name in registry.methods("position")]
+    [("1x1x4", name, {"kv_heads": 4}, Glu(hidden=64)) for name in POSITIONS]
     + [("1x1x8", "rotary", {"qkv_bias": True, "out_bias": True}, Mlp(hidden=64))],
-    ids=[*registry.methods("position"), "eight-mlp-biases"],
+    ids=[*POSITIONS, "eight-mlp-biases"],
 )
 def test_a_tensor_sharded_block_sums_its_projections_and_sends_nothing_else(mesh, position, mixer, ffn):
     block = Block(mixer=Attention(heads=8, position=position, **mixer), ffn=ffn)
