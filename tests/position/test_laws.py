@@ -272,7 +272,8 @@ def test_gradients_equal_the_reference(case):
             out = decoder.forward(spec, params, TOKENS, segment_ids=SEGMENTS, positions=POSITIONS)
             return jnp.sum(jnp.sin(out.logits) * REAL[..., None])
 
-        return jit(jax.grad(loss))(model(case)[1])
+        # Not `jit`, whose other emitters round more: CLEX's equation makes 3e-5 of that.
+        return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(model(case)[1])
 
     fast, slow = gradients("xla"), gradients("reference")
     close(fast, slow, 2e-5)
