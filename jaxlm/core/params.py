@@ -152,15 +152,21 @@ def shared(specs: Tree, name: str) -> dict[str, Any]:
 
 
 def divide(specs: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a layer has of its own, and what it shares, by name; branches left empty are dropped."""
+    """What a layer has of its own, and what it shares, by name; branches that are shared whole are left out of the
+    first, those that hold nothing (a norm without a gain) stay."""
     own: dict[str, Any] = {}
     common: dict[str, Any] = {}
-    for path, spec in flatten(specs):
-        *branches, leaf = path.split("/")
-        node = common.setdefault(spec.share, {}) if spec.share else own
-        for branch in branches:
-            node = node.setdefault(branch, {})
-        node[leaf] = spec
+    for name, value in specs.items():
+        if isinstance(value, Mapping):
+            inner, once = divide(value)
+            if inner or not once:
+                own[name] = inner
+            for key, tree in once.items():
+                common.setdefault(key, {})[name] = tree
+        elif value.share:
+            common.setdefault(value.share, {})[name] = value
+        else:
+            own[name] = value
     return own, common
 
 
