@@ -2,10 +2,11 @@
 
     python -m experiments.cache_edit --config=configs/cache_edit.py:study --workdir=runs/edits
 
-Expected, `study`: one layer: KL below 1e-4, the edit being exact. Deeper: the edited cache nearer to the recomputed one
-than the unmoved one is, in every kind of edit; less CPU time than reading again by half or more. Found (seeds 0 and 1; the
-third is not run yet): KL below 4e-9 in one layer, at most 1.5e-4 in two and four, where keys that keep their angles are .06 to
-1.3 off; CPU time less by 74 to 87 %. The paper has 85 % less, with models of 1.3B to 33B parameters.
+Expected, `study`: one layer: KL below 1e-4, the edit being exact. Deeper: the edited cache nearer to the recomputed
+one than the unmoved one is, in every kind of edit; less CPU time than reading again by half or more. Found (seeds 0
+and 1; the third is not run yet): KL below 4e-9 in one layer, at most 1.5e-4 in two and four, where keys that keep
+their angles are .06 to 1.3 off; CPU time less by 74 to 87 %. The paper has 85 % less, with models of 1.3B to 33B
+parameters.
 
 Hardware and wall time: `smoke` under 60 s and `study` about half an hour on 2 CPU cores; `accelerator` (not yet run) on
 one GPU or TPU.

@@ -47,8 +47,8 @@ new mixer with a state of fixed size: a frozen dataclass on `jaxlm.mixer.recurre
 line in `jaxlm/mixer/__init__.py`, a line in the list of the laws.
 
 **State** counts the numbers that one layer of width {WIDTH} keeps for a row, at the mixer's defaults; `n a token`
-grows with the text. **Runs** says how a whole row is computed, **back ends** with what: `xla` runs anywhere, `reference` is the
-specification that all others are tested against, the rest are kernels (`pallas_kernels/`).
+grows with the text. **Runs** says how a whole row is computed, **back ends** with what: `xla` runs anywhere, and all
+others are tested against `reference`, the specification; the rest are kernels (`pallas_kernels/`).
 """
 
 
