@@ -7,11 +7,13 @@ TYPE_CHECKING) and without importing anything. Only the last tests import, in a 
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,6 +246,13 @@ def test_sizes_names_and_docstrings():
     hold(offences())
 
 
+def test_no_folder_of_tests_is_passed_over():
+    """pytest's own list of folders to skip has `dist` in it: tests/dist once lay there for weeks, never run in CI."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
+    assert not [name for name in folders for skip in options["norecursedirs"] if fnmatch.fnmatch(name, skip)]
+
+
 def test_the_heads_of_configuration_files():
     def offences():
         for file in FILES:
@@ -277,6 +286,7 @@ def test_a_bare_install_is_enough():
     """Every public name, and every method of every slot, without any of the extras."""
     python(f"""
 import sys
+import tomllib
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {EXTRAS}:
