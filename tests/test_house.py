@@ -286,7 +286,6 @@ def test_a_bare_install_is_enough():
     """Every public name, and every method of every slot, without any of the extras."""
     python(f"""
 import sys
-import tomllib
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {EXTRAS}:

@@ -69,11 +69,13 @@ class TileBias:
 
     Subclasses are frozen dataclasses registered as pytrees, holding whatever arrays they need (slopes, a table). They
     give the kernels' form, `numbers` and `at`, and so `tile`; or, where a tile is better had otherwise (a table that is
-    looked up), override `tile` as well; or give `tile` alone, and only back ends that gather can serve. What is not
+    looked up), override `tile` as well; or give `tile` alone, and only back ends that gather can serve: then
+    ``of_heads`` names the arrays [H, ...] of which a device with some of the heads needs its part. What is not
     ``trainable`` gets no gradient.
     """
 
     trainable: ClassVar[bool] = True
+    of_heads: ClassVar[tuple[str, ...]] = ()
 
     def numbers(self) -> jax.Array | None:
         """What each head needs to know, float32 [H, n]; None if the bias has no such form."""

@@ -145,8 +145,7 @@ def _apart(
     Heads are split where key heads are, and biases are none or say what each head needs to know.
     """
     batch = qs[0].shape[0]
-    numbers = [bias.numbers() if isinstance(bias, TileBias) else None for bias in biases]
-    by_head = all(n is not None or not isinstance(bias, TileBias) for bias, n in zip(biases, numbers, strict=True))
+    by_head = all(not isinstance(b, TileBias) or b.numbers() is not None or b.of_heads for b in biases)
     heads = "heads" if by_head and dist.divides("heads", values.shape[2]) else None
     row = lambda x: "batch" if x.shape[0] == batch else None
     given: dict[str, tuple[Any, dist.Axes]] = {
@@ -159,29 +158,14 @@ def _apart(
             given[f"{name}_{side}"] = x, (row(x),)
     if sinks is not None:
         given["sinks"] = sinks, (heads,)
-    for i, (bias, n) in enumerate(zip(biases, numbers, strict=True)):
-        if isinstance(bias, RowBias):
-            for name, axes in (
-                ("queries", ("batch", None, heads)),
-                ("keys", ("batch", None, heads)),
-                ("heads", (heads,)),
-            ):
-                if jax.tree.leaves(part := getattr(bias, name)):
-                    given[f"bias_{i}_{name}"] = part, axes
-        elif bias is not None:
-            given[f"bias_{i}"] = (n, (heads,)) if heads else (bias, ())
+    divided = [_divided(bias, heads) for bias in biases]
+    for i, (parts, _) in enumerate(divided):
+        given |= {f"bias_{i}_{name}": part for name, part in parts.items()}
 
     def run(*arrays: Any) -> jax.Array:
         named = dict(zip(given, arrays, strict=True))
         pair = lambda name: (named[f"{name}_q"], named[f"{name}_k"]) if f"{name}_q" in named else None
-        here: list[TileBias | RowBias | None] = []
-        for i, bias in enumerate(biases):
-            found: Any = named.get(f"bias_{i}")
-            if isinstance(bias, RowBias):
-                queries, keys, each = (named.get(f"bias_{i}_{name}", ()) for name in ("queries", "keys", "heads"))
-                here.append(RowBias(queries, keys, each, bias.rule))
-            else:
-                here.append(OwnHeads(found, bias.at, bias.trainable) if bias is not None and heads else found)
+        here = [join({name: named[f"bias_{i}_{name}"] for name in parts}) for i, (parts, join) in enumerate(divided)]
         return over(
             named["qs"], named["ks"], named["values"], pair("positions"), pair("segments"), named.get("sinks"), here
         )
@@ -194,6 +178,27 @@ def _apart(
         tuple(axes for _, axes in given.values()),
         ("batch", None, heads, None),
     )
+
+
+def _divided(
+    bias: TileBias | RowBias | None, heads: str | None
+) -> tuple[dict[str, tuple[Any, dist.Axes]], Callable[[dict[str, Any]], TileBias | RowBias | None]]:
+    """What devices are given of a bias, with its axes, and how each of them makes its own of that."""
+    if bias is None:
+        return {}, lambda own: None
+    if isinstance(bias, RowBias):
+        token, fixed = ("batch", None, heads), bias
+        parts = {"queries": (bias.queries, token), "keys": (bias.keys, token), "heads": (bias.heads, (heads,))}
+        return {n: x for n, x in parts.items() if jax.tree.leaves(x[0])}, lambda own: dataclasses.replace(fixed, **own)
+    parts: dict[str, tuple[Any, dist.Axes]]
+    whole: Any = bias
+    at, trains, numbers = bias.at, bias.trainable, bias.numbers()
+    if numbers is not None and heads:
+        return {"numbers": (numbers, (heads,))}, lambda own: OwnHeads(own["numbers"], at, trains)
+    parts = {"rest": (dataclasses.replace(whole, **dict.fromkeys(bias.of_heads)), ())}
+    if bias.of_heads:
+        parts["heads"] = {name: getattr(bias, name) for name in bias.of_heads}, (heads,)
+    return parts, lambda own: dataclasses.replace(own["rest"], **own.get("heads", {}))
 
 
 @jax.tree_util.register_dataclass

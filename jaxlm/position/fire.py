@@ -30,10 +30,12 @@ def normalised(c: jax.Array, length: jax.Array, pos_q: jax.Array, pos_k: jax.Arr
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NetworkBias(TileBias):
-    """The network of `normalised`: float32 w1, b1 [W], w2 [W, H], c and length [].
+    """The network of `normalised`: float32 w1, b1 [W], w2 [H, W], c and length [].
 
     It has no form for kernels: with 3 W + 2 numbers a head they would take minutes to compile, and keep as many sums.
     """
+
+    of_heads: ClassVar[tuple[str, ...]] = ("w2",)
 
     w1: jax.Array
     b1: jax.Array
@@ -45,7 +47,7 @@ class NetworkBias(TileBias):
         x = normalised(self.c, self.length, pos_q[:, :, None], pos_k[:, None, :])[..., None]
         units = self.w1 * x + self.b1
         units = jnp.where(units > 0, units, 0.0)
-        return jnp.einsum("bltw,wh->bhlt", units, self.w2, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("bltw,hw->bhlt", units, self.w2, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,4 +85,4 @@ class Fire(PositionEncoding):
     ) -> TileBias:
         p = {name: x.astype(jnp.float32) for name, x in p.items()}
         c, length = jnp.abs(p["c"]), jnp.abs(p["length"]) * self.length
-        return NetworkBias(p["w1"], p["b1"], p["w2"], c, length)
+        return NetworkBias(p["w1"], p["b1"], p["w2"].T, c, length)

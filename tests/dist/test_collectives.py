@@ -67,13 +67,10 @@ def block_forward_and_backward(block: Block, mesh: jax.sharding.Mesh) -> list[tu
     return collectives(jax.jit(run, out_shardings=(place, gradients)).lower(map_specs(shape, specs), x, x))
 
 
-# Encodings that send more than that, and what.
-SEND_MORE = {
-    "cope": "the gradient of a table that all heads share",
-    "fire": "queries, keys and values: a bias without a form by heads keeps heads together",
-    "forgetting": "parts of the running sums beside the keys",
-}
-POSITIONS = [name for name in registry.methods("position") if name not in SEND_MORE]
+# What an encoding sends beside them: the gradient of what its heads share.
+SHARED = {"cope": ["f32[64,4]"], "fire": ["f32[32]", "f32[32]", "f32[]", "f32[]"]}
+# Its gate reads the input by itself, and its sums lie beside the segment of each token, so at odd places.
+POSITIONS = [name for name in registry.methods("position") if name != "forgetting"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +82,16 @@ POSITIONS = [name for name in registry.methods("position") if name not in SEND_M
 def test_a_tensor_sharded_block_sums_its_projections_and_sends_nothing_else(mesh, position, mixer, ffn):
     block = Block(mixer=Attention(heads=8, position=position, **mixer), ffn=ffn)
     found = block_forward_and_backward(block, mesh_of(mesh))
-    assert found == [("all-reduce", f"f32[{ROWS},{LENGTH},{WIDTH}]")] * 4
+    arrays = [f"f32[{ROWS},{LENGTH},{WIDTH}]"] * 4 + SHARED.get(position, [])
+    assert Counter(found) == Counter(("all-reduce", array) for array in arrays)
+
+
+def test_forgetting_sends_no_queries_keys_or_values():
+    block = Block(mixer=Attention(heads=8, kv_heads=4, position="forgetting"), ffn=Glu(hidden=64))
+    found = block_forward_and_backward(block, mesh_of("1x1x4"))
+    assert Counter(sizes(array)[-1] for kind, array in found if kind == "all-reduce") == {WIDTH: 5}
+    moved = [sizes(array) for kind, array in found if kind != "all-reduce"]
+    assert moved and all(len(shape) == 3 and shape[-1] <= 3 for shape in moved)  # numbers of a token and head
 
 
 @pytest.mark.parametrize("capacity", [0.0, 1.0], ids=["sorted", "buffered"])
