@@ -1,7 +1,7 @@
 """Meshes and logical axis rules: names in the code, placement in one table."""
 
 from jaxlm.dist.batch import global_batch
-from jaxlm.dist.lasp import convolve, lasp
+from jaxlm.dist.lasp import convolve, divided, in_pieces, lasp
 from jaxlm.dist.mesh import Mesh, make_mesh
 from jaxlm.dist.rules import RULES, Axes, constrain, divides, is_active, param_shardings, per_device, sharding, use_mesh
 
@@ -11,8 +11,10 @@ __all__ = [
     "Mesh",
     "constrain",
     "convolve",
+    "divided",
     "divides",
     "global_batch",
+    "in_pieces",
     "is_active",
     "lasp",
     "make_mesh",

@@ -8,10 +8,12 @@ state that came in: as everything is linear in the state, a matrix M_i beside th
 
 Where the decay is a diagonal, M and r have a closed form (`jaxlm.ops.passing`). In general (the delta rule) they are
 had from the recurrence itself: as many values as the keys are wide are added, all zero, and begin at the unit matrix.
+`in_pieces` is the scheme for recurrences whose states are put together in another way (xLSTM's).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,39 +51,70 @@ def lasp(
       diagonal: ``others`` is at most a log decay, as `jaxlm.ops.passing.passing` takes it, and a token reads the state
         that it has decayed and added to.
     """
-    mesh, length = active_mesh(), q.shape[1]
-    pieces = 1 if mesh is None else mesh.shape[AXIS]
-    if pieces == 1 or length % pieces:
+    if not divided(q.shape[1]):
         return op(q, k, v, *others, rows=rows, state=state)
-    start = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), jnp.float32) if state is None else state
+    run = _diagonal if diagonal else _general
+    width = v.shape[-1]
+
+    def pass_on(state: jax.Array, end: jax.Array) -> jax.Array:
+        added, through = end[..., :width], end[..., width:]
+        return added + (through * state if diagonal else jnp.matmul(through, state, precision="highest"))
+
+    def add(own: tuple[jax.Array, jax.Array], state: jax.Array) -> jax.Array:
+        out, reading = own
+        return out + jnp.einsum("blhk,bhkv->blhv", reading, state).astype(out.dtype)
+
+    start = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], width), jnp.float32) if state is None else state
+    return in_pieces(functools.partial(run, op), pass_on, add, (q, k, v, *others), rows, start)
+
+
+def divided(length: int) -> bool:
+    """Whether the mesh in use splits rows of ``length`` tokens into equal pieces."""
+    mesh = active_mesh()
+    return mesh is not None and mesh.shape[AXIS] > 1 and length % mesh.shape[AXIS] == 0
+
+
+def in_pieces(
+    run: Callable[[tuple[Any, ...], Rows | None], tuple[Any, jax.Array]],
+    pass_on: Callable[[Any, jax.Array], Any],
+    add: Callable[[Any, Any], jax.Array],
+    tokens: tuple[Any, ...],
+    rows: Rows | None,
+    start: Any,
+) -> tuple[jax.Array, Any]:
+    """A recurrence over rows that the mesh in use splits (`divided`), with one all-gather of ``run``'s second result.
+
+    Args:
+      run: from a piece's tokens and rows, what it makes by itself, and one array that says what it does to a state.
+      pass_on: from the state before a piece and that array, the state after it.
+      add: from what a piece made and the state before it, its outputs [B, l, ...].
+      tokens: arrays [B, L, ...], which are split, and smaller ones or None, which are not.
+      rows: padding and documents; None for neither.
+      start: the state before the row, a tree of arrays.
+
+    Returns the outputs, split as the tokens are, and the state after the row, which all devices have.
+    """
+    length = tokens[0].shape[1]
     marks = None if rows is None else (rows.real, jnp.diff(rows.epoch, axis=1, prepend=0) > 0)
 
-    def piece(tokens: tuple[Any, ...], marks: Any, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def piece(tokens: tuple[Any, ...], marks: Any, start: Any) -> tuple[jax.Array, Any]:
         own = None if marks is None else Rows(marks[0], jnp.cumsum(marks[1], 1, dtype=jnp.int32))
-        run = _diagonal if diagonal else _general
-        out, reading, end = run(op, tokens, own)
-        width = out.shape[-1]
+        made, end = run(tokens, own)
+        final, incoming = jax.lax.scan(lambda s, end: (pass_on(s, end), s), start, jax.lax.all_gather(end, AXIS))
+        here = jax.lax.axis_index(AXIS)
+        mine = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, here, 0, keepdims=False), incoming)
+        return add(made, mine), final
 
-        def pass_on(state: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-            added, through = end[..., :width], end[..., width:]
-            left = through * state if diagonal else jnp.matmul(through, state, precision="highest")
-            return left + added, state
-
-        final, incoming = jax.lax.scan(pass_on, start, jax.lax.all_gather(end, AXIS))
-        mine = jax.lax.dynamic_index_in_dim(incoming, jax.lax.axis_index(AXIS), 0, keepdims=False)
-        return out + jnp.einsum("blhk,bhkv->blhv", reading, mine).astype(out.dtype), final
-
-    tokens = (q, k, v, *others)
     split = lambda x: PartitionSpec(None, AXIS) if x.ndim > 1 and x.shape[1] == length else PartitionSpec()
-    run: Any = jax.shard_map(
+    placed: Any = jax.shard_map(
         piece,
-        mesh=mesh,
+        mesh=active_mesh(),
         in_specs=(jax.tree.map(split, tokens), jax.tree.map(split, marks), PartitionSpec()),
         out_specs=(PartitionSpec(None, AXIS), PartitionSpec()),
         check_vma=False,
         axis_names={AXIS},
     )
-    return run(tokens, marks, start)
+    return placed(tokens, marks, start)
 
 
 def convolve(x: jax.Array, taps: jax.Array) -> jax.Array:
@@ -105,21 +138,21 @@ def convolve(x: jax.Array, taps: jax.Array) -> jax.Array:
 
 def _diagonal(
     op: Callable[..., tuple[jax.Array, jax.Array]], tokens: tuple[Any, ...], rows: Rows | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Outputs, what reads the state that comes in, and [N | m] of one piece."""
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """(Outputs, what reads the state that comes in), and [N | m] of one piece."""
     q, _, v, *decay = tokens
     out, own = op(*tokens, rows=rows, state=None)
     reading, left = passing(q, v.shape[2], decay[0] if decay else None, rows)
-    return out, reading, jnp.concatenate((own, left[..., None]), -1)
+    return (out, reading), jnp.concatenate((own, left[..., None]), -1)
 
 
 def _general(
     op: Callable[..., tuple[jax.Array, jax.Array]], tokens: tuple[Any, ...], rows: Rows | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """The same with [N | M]."""
     q, k, v, *others = tokens
     (batch, length, heads, width), keys = v.shape, q.shape[-1]
     values = jnp.concatenate((v, jnp.zeros((batch, length, heads, keys), v.dtype)), -1)
     unit = jnp.broadcast_to(jnp.eye(keys, width + keys, width), (batch, heads, keys, width + keys))
     out, end = op(q, k, values, *others, rows=rows, state=unit)
-    return out[..., :width], out[..., width:].astype(jnp.float32), end
+    return (out[..., :width], out[..., width:].astype(jnp.float32)), end

@@ -28,7 +28,8 @@ from jaxlm.mixer.decays import Linspace
 from jaxlm.mixer.recurrent import Recurrent, Stream
 from jaxlm.norm.rms import RmsNorm
 from jaxlm.ops.dense import dense
-from jaxlm.ops.mlstm import IMPLEMENTATIONS, Memory, mlstm
+from jaxlm.ops.mlstm import EPS, IMPLEMENTATIONS, Memory, accumulate, fading, joined, mlstm, normalised
+from jaxlm.ops.segments import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +106,45 @@ class Mlstm(Recurrent):
         return self.heads * (2.0 * self.chunk * (key + value + 1) + 4.0 * key * (value + 1))
 
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
-        by_head = ("batch", None, "heads", None)
+        by_head = ("batch", "length", "heads", None)
         q, k, v, z = (dist.constrain(dense(x_BLD, p[name]), by_head) for name in ("q", "k", "v", "gate"))
-        out, memory = mlstm(
-            q * q.shape[-1] ** -0.5,
-            k,
-            v,
-            self._capped(p, "input", x_BLD),
-            jax.nn.log_sigmoid(self._capped(p, "forget", x_BLD)),
-            rows=stream.rows,
-            state=None if stream.memory is None else Memory(**stream.memory),
-            chunk=self.chunk,
-            implementation=None if self.implementation == "auto" else self.implementation,
-        )
+        log_input, forget = self._capped(p, "input", x_BLD), self._capped(p, "forget", x_BLD)
+        tokens = (q * q.shape[-1] ** -0.5, k, v, log_input, jax.nn.log_sigmoid(forget))
+        state = None if stream.memory is None else Memory(**stream.memory)
+        if self.implementation != "reference" and dist.divided(q.shape[1]):
+            out, memory = self._in_pieces(tokens, stream.rows, state)
+        else:
+            name = None if self.implementation == "auto" else self.implementation
+            out, memory = mlstm(*tokens, rows=stream.rows, state=state, chunk=self.chunk, implementation=name)
         out = RmsNorm(self.norm_eps)({"scale": p["norm"]}, out) * jax.nn.sigmoid(z)
         return dense(out, p["out"], inputs=2), stream.remember(**memory._asdict())
+
+    def _in_pieces(
+        self, tokens: tuple[jax.Array, ...], rows: Rows | None, state: Memory | None
+    ) -> tuple[jax.Array, Memory]:
+        """`mlstm` with rows split over a mesh, by LASP-2: devices send memories and two logarithms."""
+        (batch, _, heads, key), value = tokens[0].shape, tokens[2].shape[-1]
+        if state is None:
+            start = jnp.zeros((batch, heads, key, value + 1)), jnp.zeros((batch, heads))
+        else:
+            start = jnp.concatenate((state.c, state.n[..., None]), -1), state.m
+
+        def run(tokens: tuple[jax.Array, ...], rows: Rows | None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+            read, m, own = accumulate(*tokens, rows=rows, chunk=self.chunk)
+            fade = fading(tokens[-1], rows)
+            logs = jnp.broadcast_to(jnp.stack((own.m, fade[:, -1]), -1)[:, :, None], (batch, heads, key, 2))
+            return (tokens[0], read, m, fade), jnp.concatenate((own.c, own.n[..., None], logs), -1)
+
+        def pass_on(state: tuple[jax.Array, jax.Array], end: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return joined(end[..., 0, -1], state, (end[..., :-2], end[..., 0, -2]))
+
+        def add(made: tuple[jax.Array, ...], state: tuple[jax.Array, jax.Array]) -> jax.Array:
+            q, read, m, fade = made
+            incoming = jnp.einsum("blhk,bhkv->blhv", q.astype(read.dtype), state[0])
+            return normalised(*joined(fade, (incoming, state[1][:, None]), (read, m)), EPS)
+
+        out, (both, m) = dist.in_pieces(run, pass_on, add, tokens, rows, start)
+        return out.astype(tokens[2].dtype), Memory(both[..., :-1], both[..., -1], m)
 
     def _capped(self, p: Params, name: str, x: jax.Array) -> jax.Array:
         """The preactivation float32 [B, L, H] of a gate."""

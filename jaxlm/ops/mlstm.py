@@ -21,6 +21,7 @@ from jaxlm.ops.scalar_decay import scalar_decay
 from jaxlm.ops.segments import Rows
 
 IMPLEMENTATIONS = ("xla", "reference")
+EPS = 1e-6  # added to the normaliser
 NEVER = -1e30  # a logarithm of nothing, which sums of two of do not overflow
 
 
@@ -41,7 +42,7 @@ def mlstm(
     *,
     rows: Rows | None = None,
     state: Memory | None = None,
-    eps: float = 1e-6,
+    eps: float = EPS,
     chunk: int = 64,
     implementation: str | None = None,
 ) -> tuple[jax.Array, Memory]:
@@ -64,16 +65,49 @@ def mlstm(
     """
     if choose("mlstm: implementation", implementation or "xla", IMPLEMENTATIONS) == "reference":
         return reference(q, k, v, log_input, log_forget, rows=rows, state=state, eps=eps)
+    read, m, memory = accumulate(q, k, v, log_input, log_forget, rows=rows, state=state, chunk=chunk)
+    return normalised(read, m, eps).astype(v.dtype), memory
+
+
+def accumulate(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_input: jax.Array,
+    log_forget: jax.Array,
+    *,
+    rows: Rows | None = None,
+    state: Memory | None = None,
+    chunk: int = 64,
+) -> tuple[jax.Array, jax.Array, Memory]:
+    """[C_t^T q_t | n_t . q_t] float32 [B, L, H, V + 1], m_t [B, L, H], and the memory after L tokens."""
     kind = jnp.promote_types(q.dtype, jnp.float32)
     start = jnp.zeros_like(log_input[:, 0], kind) if state is None else state.m.astype(kind)
     decay, gate, m = _stabilised(log_input.astype(kind), log_forget.astype(kind), rows, start)
     both = None if state is None else jnp.concatenate((state.c, state.n[..., None]), -1)
     values = jnp.concatenate((v.astype(kind), jnp.ones_like(v[..., :1], kind)), -1)  # n is what a value of 1 leaves
-    out, both = scalar_decay(
+    read, both = scalar_decay(
         q, k.astype(kind) * jnp.exp(gate)[..., None], values, decay, rows=rows, state=both, chunk=chunk
     )
-    h = _normalised(out[..., :-1], out[..., -1], m, eps)
-    return h.astype(v.dtype), Memory(both[..., :-1], both[..., -1], m[:, -1])
+    return read, m, Memory(both[..., :-1], both[..., -1], m[:, -1])
+
+
+def fading(log_forget: jax.Array, rows: Rows | None) -> jax.Array:
+    """Logarithms [B, L, H] of what is left, at each token, of a memory that came in."""
+    if rows is None:
+        return jnp.cumsum(log_forget, 1)
+    fade = jnp.cumsum(jnp.where(rows.real[..., None], log_forget, 0), 1)
+    return jnp.where((rows.epoch == 0)[..., None], fade, NEVER)
+
+
+def joined(
+    fade: jax.Array, before: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """``before``, faded, and ``own`` put together; each is (x, m), x [*m.shape, ...], and stands for exp(m) x."""
+    (x, m), (y, n) = before, own
+    most = jnp.maximum(fade + m, n)
+    times = lambda log, x: x * jnp.exp(log).reshape(*log.shape, *(1,) * (x.ndim - log.ndim))
+    return times(fade + m - most, x) + times(n - most, y), most
 
 
 def _stabilised(
@@ -101,9 +135,10 @@ def _stabilised(
     return jnp.minimum(log_forget + before - m, 0), jnp.minimum(log_input - m, 0), m
 
 
-def _normalised(read: jax.Array, weight: jax.Array, m: jax.Array, eps: float) -> jax.Array:
-    """h of C^T q [..., V], n . q [...] and m. Where exp(-m) were beyond exp(80), h is 0 but its gradient not finite."""
-    return read / (jnp.maximum(jnp.abs(weight), jnp.exp(-jnp.maximum(m, -80.0))) + eps)[..., None]
+def normalised(read: jax.Array, m: jax.Array, eps: float) -> jax.Array:
+    """h [..., V] of [C^T q | n . q] and m. Where exp(-m) were beyond exp(80), h is 0 but its gradient not finite."""
+    weight = jnp.maximum(jnp.abs(read[..., -1]), jnp.exp(-jnp.maximum(m, -80.0)))
+    return read[..., :-1] / (weight + eps)[..., None]
 
 
 def reference(
@@ -115,7 +150,7 @@ def reference(
     *,
     rows: Rows | None = None,
     state: Memory | None = None,
-    eps: float = 1e-6,
+    eps: float = EPS,
 ) -> tuple[jax.Array, Memory]:
     """`mlstm` as the formula reads, token after token; float64 for such inputs."""
     kind = jnp.promote_types(q.dtype, jnp.float32)
@@ -136,9 +171,8 @@ def reference(
         new = Memory(
             *(jnp.where(real.reshape(-1, *(1,) * (x.ndim - 1)), x, y) for x, y in zip((c, n, m), memory, strict=True))
         )
-        read = jnp.einsum("bhk,bhkv->bhv", q, new.c, precision="highest")
-        weight = jnp.einsum("bhk,bhk->bh", q, new.n, precision="highest")
-        return new, _normalised(read, weight, new.m, eps)
+        both = jnp.concatenate((new.c, new.n[..., None]), -1)
+        return new, normalised(jnp.einsum("bhk,bhkv->bhv", q, both, precision="highest"), new.m, eps)
 
     along = tuple(x.astype(kind) for x in (q, k, v, log_input, log_forget)) + (real, begins)
     start = Memory(*(x.astype(kind) for x in state))

@@ -15,10 +15,11 @@ from jaxlm.core.config import make
 from jaxlm.core.params import map_specs
 from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.linear import Linear
+from jaxlm.mixer.mlstm import Mlstm
 from tests.dist.test_collectives import collectives
 from tests.tiny import close, draw_params, jit
 
-NAMES = [name for name in registry.methods("mixer") if issubclass(registry.get("mixer", name), Linear)]
+NAMES = [name for name in registry.methods("mixer") if issubclass(registry.get("mixer", name), (Linear, Mlstm))]
 ROWS, LENGTH, WIDTH = 2, 32, 16
 SEGMENTS = np.stack([[1] * 3 + [2] * 20 + [0] * 2 + [3] * 7, [0] * 9 + [1] * 23]).astype(np.int32)
 FIELDS: dict[str, dict[str, Any]] = {"mamba2": {"head_dim": 8, "state": 6}}
@@ -82,3 +83,20 @@ def test_one_all_gather_a_layer(name):
     kinds = [kind for kind, _ in collectives(program.lower(p, x))]
     assert kinds.count("all-gather") == 1
     assert set(kinds) <= {"all-gather", "collective-permute"}
+
+
+def test_a_memory_of_xlstm_goes_from_piece_to_piece():
+    """Its state is one of three arrays, and not linear: the first half of a row, and the second from what it left."""
+    mixer, p, x = layer("mlstm")
+    mesh = dist.make_mesh(dist.Mesh(data=1, context=4), jax.devices()[:4])
+
+    def half(x, state, first):
+        with dist.use_mesh(mesh):
+            ctx = Context(positions=first + jnp.arange(LENGTH // 2)[None], segment_ids=None)
+            return mixer(p, x, ctx, state)
+
+    halves, state = [], mixer.init_state(Dims(width=WIDTH), ROWS, LENGTH, jnp.float32, None)
+    for first in (0, LENGTH // 2):
+        y, state = jit(half)(x[:, first : first + LENGTH // 2], state, first)
+        halves.append(y)
+    close(jnp.concatenate(halves, 1), outputs(mixer, None, p, x))
