@@ -42,11 +42,18 @@ def compile(case: Case) -> dict[str, Any]:
 def executable(case: Case) -> Any:
     """The compiled program of a case."""
     device = _device(case.chip)
+    with aimed_at("tpu", device.device_kind), lowered_for("tpu", device.device_kind, device.num_cores):
+        return traced(case).lower(lowering_platforms=("tpu",)).compile()
+
+
+def traced(case: Case) -> Any:
+    """The program of a case as jax has it, for its chip."""
+    device = _device(case.chip)
     function, shapes = program(case)
     place = jax.sharding.SingleDeviceSharding(device)
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in shapes]
     with aimed_at("tpu", device.device_kind), lowered_for("tpu", device.device_kind, device.num_cores):
-        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+        return jax.jit(function).trace(*arguments)
 
 
 @functools.cache

@@ -1,0 +1,131 @@
+"""Kernels beside XLA's own way, by what the TPU compiler expects of both: no chip runs anything.
+
+    .venv-aot/bin/python -m experiments.aot.cycles         writes results/aot/cycles.{json,txt}
+
+XLA notes how many cycles it expects of each of its fusions; those of a loop are taken as often as it goes round. It has
+no such note of a Pallas kernel, for which all bundles of its final schedule (`bundles`) are counted at each step of its
+grid and each turn of a loop within it: more than there are, since some serve only the first step or stand outside the
+loop. Stalls are left out of both, so a ratio near 1 decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax loads: no device is wanted, only compilers
+
+import dataclasses  # noqa: E402
+import json  # noqa: E402
+import math  # noqa: E402
+import re  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import jax  # noqa: E402
+from absl import flags  # noqa: E402
+
+from experiments import command, provenance  # noqa: E402
+from experiments.aot import bundles, tpu  # noqa: E402
+from experiments.aot.cases import Case  # noqa: E402
+
+RECURRENCES = ("ssd", "selective_scan")
+FOLDER = Path("results/aot")
+
+
+def of_program(text: str) -> int:
+    """The cycles expected of a compiled program's text, its Pallas kernels left out."""
+    parts: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            lines = parts[head[2]] = []
+            entry = head[2] if head[1] else entry
+        else:
+            lines.append(line)
+
+    def cycles(name: str) -> int:
+        total = 0
+        for line in parts[name]:
+            total += sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', line))
+            if loop := re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line):
+                bounds = re.findall(r"constant\((\d+)\)", "\n".join(parts[loop[1]]))  # from 0 to the only one
+                total += cycles(loop[2]) * max(map(int, bounds))
+            total += sum(cycles(called) for called in re.findall(r" call\(.*to_apply=%?([\w.-]+)", line))
+        return total
+
+    return cycles(entry)
+
+
+def steps(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    """(name, steps) of every Pallas kernel that a jaxpr calls: of its grid, times the turns of a loop within it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            grid = math.prod(equation.params["grid_mapping"].grid)
+            yield equation.params["name"], grid * turns(equation.params["jaxpr"])
+        else:
+            for inner in _inner(equation):
+                yield from steps(inner)
+
+
+def turns(jaxpr: Any) -> int:
+    """How often the innermost part of a kernel's longest loop is passed; 1 if it has none."""
+    most = 1
+    for equation in jaxpr.eqns:
+        once = equation.params["length"] if equation.primitive.name == "scan" else 1
+        most = max([most, *(once * turns(inner) for inner in _inner(equation))])
+    return most
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in jax.tree.leaves(equation.params):
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            yield inner
+
+
+def compare(case: Case, schedules: dict[str, Any]) -> dict[str, Any]:
+    """Cycles, bytes moved and temporary bytes of a case of a kernel, and of XLA at the same."""
+    row: dict[str, Any] = {}
+    for name in ("tpu", "xla"):
+        one = dataclasses.replace(case, kernel=f"{case.kernel.partition('/')[0]}/{name}")
+        compiled = tpu.executable(one)
+        row[f"{name}_cycles"] = of_program(compiled.as_text())
+        row[f"{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+    kernels = dict(steps(tpu.traced(case).jaxpr.jaxpr))
+    row["tpu_cycles"] += sum(schedules[name]["bundles"] * count for name, count in kernels.items())
+    return row | {"steps": kernels}
+
+
+def main() -> int:
+    gradients = [case for case in bundles.kernels() if case.kernel.startswith(RECURRENCES)]
+    schedules, rows = bundles.count(gradients), []
+    for gradient in gradients:
+        for direction in ("forward", "gradient"):
+            case = dataclasses.replace(gradient, direction=direction)
+            rows.append({**vars(case), **compare(case, schedules[gradient.name])})
+            print(table(rows).splitlines()[-1], flush=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    record = {**provenance.collect(), "rows": rows}
+    (FOLDER / "cycles.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "cycles.txt").write_text(table(rows), encoding="utf-8")
+    return 0
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Millions of cycles and MB of temporary memory, ours and XLA's."""
+    head = f"{'recurrence':<16}{'chip':<7}{'pattern':<10}{'width':>6}  {'direction':<10}"
+    lines = [head + f"{'kernel Mcyc':>12}{'XLA Mcyc':>10}{'XLA / kernel':>14}{'kernel MB':>11}{'XLA MB':>9}"]
+    for row in rows:
+        ours, theirs = row["tpu_cycles"], row["xla_cycles"]
+        lines.append(
+            f"{row['kernel'].partition('/')[0]:<16}{row['chip']:<7}{row['pattern']:<10}{row['width']:>6}  "
+            f"{row['direction']:<10}{ours / 1e6:>12.2f}{theirs / 1e6:>10.2f}{theirs / ours:>14.1f}"
+            f"{row['tpu_temp_bytes'] / 1e6:>11.0f}{row['xla_temp_bytes'] / 1e6:>9.0f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, flags.FlagValues(), __doc__))
