@@ -4,8 +4,9 @@
     .venv-aot/bin/python -m experiments.compile_kernels       the whole table, into results/aot
     ... --platforms=tpu --only="window" --workdir=runs/aot    part of it
 
-Writes kernels.txt, kernels.json (with command, commit, versions) and bundles.json, the static cost of the TPU kernels,
-to which tests/kernels/test_aot.py compares. Exit code 1 if anything does not compile.
+Writes kernels.txt, kernels.json (with command, commit, versions), bundles.json, the static cost of the TPU kernels, to
+which tests/kernels/test_aot.py compares, and cycles.{txt,json}, that of the recurrences beside XLA's own way. Exit code 1
+if anything does not compile.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ FIRST_COLUMNS = ("kernel", "chip", "pattern", "length", "width", "direction", "o
 FLAGS = flags.FlagValues()
 CHOSEN = flags.DEFINE_list("platforms", list(PLATFORMS), "platforms, of: " + ", ".join(PLATFORMS), flag_values=FLAGS)
 ONLY = flags.DEFINE_string("only", "", "compile the cases whose name contains this", flag_values=FLAGS)
-BUNDLES = flags.DEFINE_boolean("bundles", True, "count the bundles of the TPU kernels too", flag_values=FLAGS)
+BUNDLES = flags.DEFINE_boolean(
+    "bundles", True, "count the bundles of the TPU kernels, and compare cycles, too", flag_values=FLAGS
+)
 WORKDIR = flags.DEFINE_string("workdir", "results/aot", "folder for the tables", flag_values=FLAGS)
 
 
@@ -49,17 +52,23 @@ def main() -> int:
     record = provenance.collect()
     folder = Path(WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table(rows)
-    (folder / "kernels.txt").write_text(text, encoding="utf-8")
-    (folder / "kernels.json").write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    print(text, end="")
-    if BUNDLES.value and "tpu" in platforms:
-        from experiments.aot import bundles
 
-        found = bundles.count([case for case in bundles.kernels() if ONLY.value in case.name])
-        text = json.dumps({**record, "kernels": found}, indent=1)
-        (folder / "bundles.json").write_text(text + "\n", encoding="utf-8")
-        print(json.dumps(found, indent=1))
+    def write(name: str, of: dict[str, Any], text: str) -> None:
+        (folder / f"{name}.json").write_text(json.dumps({**record, **of}, indent=1) + "\n", encoding="utf-8")
+        if text:
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+            print(text, end="")
+
+    write("kernels", {"rows": rows}, table(rows))
+    if BUNDLES.value and "tpu" in platforms:
+        from experiments.aot import bundles, cycles
+
+        cases = [case for case in bundles.kernels() if ONLY.value in case.name]
+        found = bundles.count(cases)
+        write("bundles", {"kernels": found}, "")
+        recurrences = [case for case in cases if case.kernel.startswith(cycles.RECURRENCES)]
+        compared = [row for case in recurrences for row in cycles.compare(case, found[case.name])]
+        write("cycles", {"rows": compared}, cycles.table(compared))
     return 0 if all(row["ok"] for row in rows) else 1
 
 

@@ -1,7 +1,5 @@
 """Kernels beside XLA's own way, by what the TPU compiler expects of both: no chip runs anything.
 
-    .venv-aot/bin/python -m experiments.aot.cycles         writes results/aot/cycles.{json,txt}
-
 XLA notes how many cycles it expects of each of its fusions; those of a loop are taken as often as it goes round. It has
 no such note of a Pallas kernel, for which all bundles of its final schedule (`bundles`) are counted at each step of its
 grid and each turn of a loop within it: more than there are, since some serve only the first step or stand outside the
@@ -10,28 +8,39 @@ loop. Stalls are left out of both, so a ratio near 1 decides nothing.
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax loads: no device is wanted, only compilers
+import jax
 
-import dataclasses  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import re  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import jax  # noqa: E402
-from absl import flags  # noqa: E402
-
-from experiments import command, provenance  # noqa: E402
-from experiments.aot import bundles, tpu  # noqa: E402
-from experiments.aot.cases import Case  # noqa: E402
+from experiments.aot import tpu
+from experiments.aot.cases import Case
 
 RECURRENCES = ("ssd", "selective_scan")
-FOLDER = Path("results/aot")
+
+
+def compare(gradient: Case, schedules: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows forward and backward of a recurrence: cycles and temporary bytes of its kernels, and of XLA at the same.
+
+    Args:
+      gradient: the case.
+      schedules: of each of its kernels, as `bundles.count` gives them.
+    """
+    rows = []
+    for direction in ("forward", "gradient"):
+        case = dataclasses.replace(gradient, direction=direction)
+        kernels = dict(steps(tpu.traced(case).jaxpr.jaxpr))
+        row = {**vars(case), "steps": kernels}
+        for name in ("tpu", "xla"):
+            compiled = tpu.executable(dataclasses.replace(case, kernel=f"{case.kernel.partition('/')[0]}/{name}"))
+            row[f"{name}_cycles"] = of_program(compiled.as_text())
+            row[f"{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+        row["tpu_cycles"] += sum(schedules[name]["bundles"] * count for name, count in kernels.items())
+        rows.append(row)
+    return rows
 
 
 def of_program(text: str) -> int:
@@ -85,34 +94,6 @@ def _inner(equation: Any) -> Iterator[Any]:
             yield inner
 
 
-def compare(case: Case, schedules: dict[str, Any]) -> dict[str, Any]:
-    """Cycles, bytes moved and temporary bytes of a case of a kernel, and of XLA at the same."""
-    row: dict[str, Any] = {}
-    for name in ("tpu", "xla"):
-        one = dataclasses.replace(case, kernel=f"{case.kernel.partition('/')[0]}/{name}")
-        compiled = tpu.executable(one)
-        row[f"{name}_cycles"] = of_program(compiled.as_text())
-        row[f"{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-    kernels = dict(steps(tpu.traced(case).jaxpr.jaxpr))
-    row["tpu_cycles"] += sum(schedules[name]["bundles"] * count for name, count in kernels.items())
-    return row | {"steps": kernels}
-
-
-def main() -> int:
-    gradients = [case for case in bundles.kernels() if case.kernel.startswith(RECURRENCES)]
-    schedules, rows = bundles.count(gradients), []
-    for gradient in gradients:
-        for direction in ("forward", "gradient"):
-            case = dataclasses.replace(gradient, direction=direction)
-            rows.append({**vars(case), **compare(case, schedules[gradient.name])})
-            print(table(rows).splitlines()[-1], flush=True)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    record = {**provenance.collect(), "rows": rows}
-    (FOLDER / "cycles.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "cycles.txt").write_text(table(rows), encoding="utf-8")
-    return 0
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Millions of cycles and MB of temporary memory, ours and XLA's."""
     head = f"{'recurrence':<16}{'chip':<7}{'pattern':<10}{'width':>6}  {'direction':<10}"
@@ -125,7 +106,3 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['tpu_temp_bytes'] / 1e6:>11.0f}{row['xla_temp_bytes'] / 1e6:>9.0f}"
         )
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main, flags.FlagValues(), __doc__))
