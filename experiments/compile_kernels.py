@@ -5,8 +5,8 @@
     ... --platforms=tpu --only="window" --workdir=runs/aot    part of it
 
 Writes kernels.txt, kernels.json (with command, commit, versions), bundles.json, the static cost of the TPU kernels, to
-which tests/kernels/test_aot.py compares, and cycles.{txt,json}, that of the recurrences beside XLA's own way. Exit code 1
-if anything does not compile.
+which tests/kernels/test_aot.py compares, and cycles.{txt,json}, that of the recurrences beside XLA's own way. Exit code
+1 if anything does not compile.
 """
 
 from __future__ import annotations
