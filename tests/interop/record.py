@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.interop.architectures import CASES, LENGTH, build, generates
+from tests.interop.architectures import CASES, build, generates
+from tests.interop.attention_cases import LENGTH
 
 FOLDER = Path(__file__).resolve().parent / "data"
 NEW, CLOSEST = 12, 0.02
