@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from typing import Any
 
 import jax
@@ -15,13 +14,22 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.segments import rows_of
 from jaxlm.ops.selective_scan import FEW_TOKENS, selective_scan
+from pallas_kernels import selective_scan as package
 from pallas_kernels.block_sparse_attention.call import aimed_at
 from pallas_kernels.selective_scan import call, core, reference, tpu, triton
+from tests.kernels.recurrences import (
+    BACKENDS,
+    SEGMENTS,
+    Drawn,
+    agree,
+    gradients_are_finite_differences,
+    run,
+    some_epochs,
+)  # fmt: skip
 from tests.kernels.test_tpu import RACES, found_races
 from tests.tiny import jit
 
-BACKENDS = ("tpu", "triton")
-NAMES = ("u", "delta", "a", "b", "c", "state")
+BOUNDS = {"float32": 2e-6, "bfloat16": 4e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +64,6 @@ LONG_CASES = {
 TABLE = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG_CASES)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    arrays: dict[str, np.ndarray]  # by `NAMES`
-    epochs: np.ndarray | None
-    dy: np.ndarray
-    dfinal: np.ndarray
-
-
 @functools.cache
 def draw(name: str) -> Drawn:
     case, rng = {**CASES, **LONG_CASES}[name], np.random.default_rng(len(name))
@@ -80,8 +80,9 @@ def draw(name: str) -> Drawn:
         "c": drawn(*columns),
         "state": drawn(*state, dtype="float32") * case.state,
     }
-    epochs = np.cumsum(rng.random((batch, length)) < 4 / length, 1).astype(np.int32) if case.documents else None
-    return Drawn(arrays, epochs, drawn(batch, length, channels), drawn(*state, dtype="float32"))
+    epochs = some_epochs(rng, batch, length) if case.documents else None
+    dout, dfinal = drawn(batch, length, channels), drawn(*state, dtype="float32")
+    return Drawn(arrays, ("u", "b", "c"), case.dtype, epochs, dout, dfinal, case.state)
 
 
 def oracle(drawn: Drawn, u: Any, delta: Any, a: Any, b: Any, c: Any, state: Any) -> dict[str, np.ndarray]:
@@ -91,26 +92,21 @@ def oracle(drawn: Drawn, u: Any, delta: Any, a: Any, b: Any, c: Any, state: Any)
     fade = np.exp(delta[..., None] * a)
     if drawn.epochs is not None:
         fade = np.where((np.diff(drawn.epochs, axis=1, prepend=0) > 0)[..., None, None], 0, fade)
-    states, y = [state], np.zeros(u.shape)
+    states, out = [state], np.zeros(u.shape)
     for t in range(u.shape[1]):
         states.append(fade[:, t] * states[-1] + (delta * u)[:, t, :, None] * b[:, t])
-        y[:, t] = (states[-1] * c[:, t]).sum(-1)
-    db, dc, dpower, dadded, dh = (
-        np.zeros(b.shape),
-        np.zeros(c.shape),
-        np.zeros(b.shape),
-        np.zeros(u.shape),
-        drawn.dfinal,
-    )
+        out[:, t] = (states[-1] * c[:, t]).sum(-1)
+    db, dc, dpower, dadded = map(np.zeros, (b.shape, c.shape, b.shape, u.shape))
+    dh = drawn.dfinal
     for t in reversed(range(u.shape[1])):
-        dc[:, t] = states[t + 1] * drawn.dy[:, t, :, None]
-        dh = dh + c[:, t] * drawn.dy[:, t, :, None]
+        dc[:, t] = states[t + 1] * drawn.dout[:, t, :, None]
+        dh = dh + c[:, t] * drawn.dout[:, t, :, None]
         db[:, t], dadded[:, t] = dh * (delta * u)[:, t, :, None], (dh * b[:, t]).sum(-1)
         dpower[:, t] = dh * states[t] * fade[:, t]
         dh = dh * fade[:, t]
     fold = lambda x: x.reshape(*x.shape[:2], groups, share, -1).sum(3)
     return {
-        "y": y,
+        "out": out,
         "final": states[-1],
         "u": dadded * delta,
         "delta": dadded * u + (dpower * a).sum(-1),
@@ -127,64 +123,23 @@ def expected(name: str) -> dict[str, np.ndarray]:
     return oracle(drawn, **drawn.arrays)
 
 
-def run(name: str, backend: str, interpret: Any = True) -> dict[str, jax.Array]:
-    case, drawn = {**CASES, **LONG_CASES}[name], draw(name)
-    module = importlib.import_module(f"pallas_kernels.selective_scan.{backend}")
-    arrays = {key: jnp.asarray(drawn.arrays[key], case.dtype if key in "ubc" else jnp.float32) for key in NAMES}
-
-    def scan(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        state = arrays["state"] if case.state else None
-        given = [arrays[key] for key in NAMES[:5]]
-        return call.scan(*given, backend=module, epochs=drawn.epochs, state=state, interpret=interpret)
-
-    def whole(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        (y, final), pull = jax.vjp(scan, arrays)
-        cotangents = jnp.asarray(drawn.dy, y.dtype), jnp.asarray(drawn.dfinal, jnp.float32)
-        return {"y": y, "final": final, **pull(cotangents)[0]}
-
-    return jit(whole)(arrays) if interpret is True else whole(arrays)
-
-
-def agree(name: str, got: dict[str, jax.Array]) -> None:
-    case = {**CASES, **LONG_CASES}[name]
-    for key, want in expected(name).items():
-        if key == "state" and not case.state:
-            continue
-        low = key in ("y", "u", "b", "c")
-        bound = 4e-3 if low and case.dtype == "bfloat16" else 2e-6
-        assert got[key].dtype == (case.dtype if low else jnp.float32)
-        ours = np.asarray(got[key], np.float64)
-        assert np.linalg.norm(ours - want) <= bound * max(np.linalg.norm(want), 1e-3), key
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TABLE)
 def test_equals_the_oracle(name: str, backend: str) -> None:
-    agree(name, run(name, backend))
+    agree(draw(name), run(draw(name), package, backend), expected(name), BOUNDS)
 
 
 def test_the_oracle_gradients_are_finite_differences() -> None:
-    name, rng, step = "odd, grouped, documents", np.random.default_rng(0), 1e-6
-    drawn = draw(name)
-
-    def loss(**arrays: np.ndarray) -> float:
-        found = oracle(drawn, **arrays)
-        return (found["y"] * drawn.dy).sum() + (found["final"] * drawn.dfinal).sum()
-
-    for key, x in drawn.arrays.items():
-        way = rng.standard_normal(x.shape)
-        ahead, behind = (loss(**{**drawn.arrays, key: x + sign * step * way}) for sign in (1, -1))
-        slope = (expected(name)[key] * way).sum()
-        assert abs((ahead - behind) / (2 * step) - slope) <= 1e-6 * max(1.0, abs(slope)), key
+    gradients_are_finite_differences(oracle, draw("odd, grouped, documents"))
 
 
 @pytest.mark.parametrize("name", ["odd, grouped, documents", "steps of all sizes, chunks"])
 def test_the_reference_is_the_oracle(name: str) -> None:
     drawn = draw(name)
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(drawn.arrays[key]) for key in NAMES]
-        y, final = reference.scan(*arrays[:5], drawn.epochs, arrays[5])
-    np.testing.assert_allclose(y, expected(name)["y"], atol=1e-12)
+        *arrays, state = map(jnp.asarray, drawn.arrays.values())
+        out, final = reference.scan(*arrays, drawn.epochs, state)
+    np.testing.assert_allclose(out, expected(name)["out"], atol=1e-12)
     np.testing.assert_allclose(final, expected(name)["final"], atol=1e-12)
 
 
@@ -212,9 +167,9 @@ def test_the_gradients_of_a_token_are_those_of_its_formula(axis: int) -> None:
 def test_no_races(monkeypatch: pytest.MonkeyPatch) -> None:
     """With copies that happen as late as they may; scratch begins as NaN, so nothing is read before it is written."""
     monkeypatch.setattr(tpu, "CHUNK", 8)
-    got: list[Any] = []
-    assert not found_races(lambda: got.append(run("few tokens", "tpu", interpret=RACES)))
-    agree("few tokens", got[0])
+    drawn, got = draw("few tokens"), []
+    assert not found_races(lambda: got.append(run(drawn, package, "tpu", interpret=RACES)))
+    agree(drawn, got[0], expected("few tokens"), BOUNDS)
 
 
 REQUESTS = {
@@ -254,8 +209,6 @@ def test_nothing_of_every_state_is_in_memory() -> None:
 
 
 # As an implementation of `jaxlm.ops.selective_scan`.
-
-SEGMENTS = np.asarray([[0] * 3 + [1] * 5 + [2] * 9 + [0] * 2 + [3] * 4], np.int32)  # after a document of segment 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

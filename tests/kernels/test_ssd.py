@@ -15,13 +15,22 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.scalar_decay import FEW_TOKENS, scalar_decay
 from jaxlm.ops.segments import rows_of
+from pallas_kernels import ssd
 from pallas_kernels.block_sparse_attention.call import aimed_at
 from pallas_kernels.ssd import call, core, reference, tpu, triton
+from tests.kernels.recurrences import (
+    BACKENDS,
+    SEGMENTS,
+    Drawn,
+    agree,
+    gradients_are_finite_differences,
+    run,
+    some_epochs,
+)  # fmt: skip
 from tests.kernels.test_tpu import RACES, found_races
 from tests.tiny import jit, slow
 
-BACKENDS = ("tpu", "triton")
-NAMES = ("q", "k", "v", "log_decay", "state")
+BOUNDS = {"float32": 2e-6, "bfloat16": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +68,6 @@ LONG_CASES = {
 TABLE = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG_CASES)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    arrays: dict[str, np.ndarray]  # by `NAMES`
-    epochs: np.ndarray | None
-    dout: np.ndarray
-    dfinal: np.ndarray
-
-
 @functools.cache
 def draw(name: str) -> Drawn:
     case, rng = {**CASES, **LONG_CASES}[name], np.random.default_rng(len(name))
@@ -81,8 +82,9 @@ def draw(name: str) -> Drawn:
     arrays |= {"log_decay": decays.astype(np.float64), "state": np.float32(rng.standard_normal(state)).astype(float)}
     if not case.state:
         arrays["state"] = np.zeros(state)
-    epochs = np.cumsum(rng.random((batch, length)) < 4 / length, 1).astype(np.int32) if case.documents else None
-    return Drawn(arrays, epochs, drawn(*arrays["v"].shape), np.float32(rng.standard_normal(state)).astype(float))
+    epochs = some_epochs(rng, batch, length) if case.documents else None
+    dout, dfinal = drawn(*arrays["v"].shape), np.float32(rng.standard_normal(state)).astype(float)
+    return Drawn(arrays, ("q", "k", "v"), case.dtype, epochs, dout, dfinal, case.state)
 
 
 def oracle(drawn: Drawn, q: Any, k: Any, v: Any, log_decay: Any, state: Any) -> dict[str, np.ndarray]:
@@ -114,62 +116,22 @@ def expected(name: str) -> dict[str, np.ndarray]:
     return oracle(drawn, **drawn.arrays)
 
 
-def run(name: str, backend: str, interpret: Any = True) -> dict[str, jax.Array]:
-    case, drawn = {**CASES, **LONG_CASES}[name], draw(name)
-    module = importlib.import_module(f"pallas_kernels.ssd.{backend}")
-    arrays = {key: jnp.asarray(drawn.arrays[key], case.dtype if key in "qkv" else jnp.float32) for key in NAMES}
-
-    def scan(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        state = arrays["state"] if case.state else None
-        given = [arrays[key] for key in NAMES[:4]]
-        return call.scan(*given, backend=module, epochs=drawn.epochs, state=state, interpret=interpret)
-
-    def whole(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        (out, final), pull = jax.vjp(scan, arrays)
-        cotangents = jnp.asarray(drawn.dout, out.dtype), jnp.asarray(drawn.dfinal, jnp.float32)
-        return {"out": out, "final": final, **pull(cotangents)[0]}
-
-    return jit(whole)(arrays) if interpret is True else whole(arrays)
-
-
-def agree(name: str, got: dict[str, jax.Array]) -> None:
-    case = {**CASES, **LONG_CASES}[name]
-    for key, want in expected(name).items():
-        if key == "state" and not case.state:
-            continue
-        bound = {"float32": 2e-6, "bfloat16": 1e-2}[case.dtype]
-        assert got[key].dtype == (case.dtype if key in ("out", "q", "k", "v") else jnp.float32)
-        ours = np.asarray(got[key], np.float64)
-        assert np.linalg.norm(ours - want) <= bound * max(np.linalg.norm(want), 1e-3), key
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TABLE)
 def test_equals_the_oracle(name: str, backend: str) -> None:
-    agree(name, run(name, backend))
+    agree(draw(name), run(draw(name), ssd, backend), expected(name), BOUNDS)
 
 
 def test_the_oracle_gradients_are_finite_differences() -> None:
-    name, rng, step = "odd, grouped, documents", np.random.default_rng(0), 1e-6
-    drawn = draw(name)
-
-    def loss(**arrays: np.ndarray) -> float:
-        found = oracle(drawn, **arrays)
-        return (found["out"] * drawn.dout).sum() + (found["final"] * drawn.dfinal).sum()
-
-    for key, x in drawn.arrays.items():
-        way = rng.standard_normal(x.shape)
-        ahead, behind = (loss(**{**drawn.arrays, key: x + sign * step * way}) for sign in (1, -1))
-        slope = (expected(name)[key] * way).sum()
-        assert abs((ahead - behind) / (2 * step) - slope) <= 1e-6 * max(1.0, abs(slope)), key
+    gradients_are_finite_differences(oracle, draw("odd, grouped, documents"))
 
 
 @pytest.mark.parametrize("name", ["odd, grouped, documents", "decays of all strengths"])
 def test_the_reference_is_the_oracle(name: str) -> None:
     drawn = draw(name)
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(drawn.arrays[key]) for key in NAMES[:4]]
-        out, final = reference.scan(*arrays, drawn.epochs, jnp.asarray(drawn.arrays["state"]))
+        *arrays, state = map(jnp.asarray, drawn.arrays.values())
+        out, final = reference.scan(*arrays, drawn.epochs, state)
     np.testing.assert_allclose(out, expected(name)["out"], atol=1e-12)
     np.testing.assert_allclose(final, expected(name)["final"], atol=1e-12)
 
@@ -204,15 +166,16 @@ def test_one_chunk_of_the_core_is_the_recurrence() -> None:
 def test_heads_of_one_group_may_need_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their parts of dq and dk are then summed when the kernel is done."""
     monkeypatch.setattr(tpu, "HEADS", 1)
-    agree("odd, grouped, documents", run("odd, grouped, documents", "tpu"))
+    name = "odd, grouped, documents"
+    agree(draw(name), run(draw(name), ssd, "tpu"), expected(name), BOUNDS)
 
 
 def test_no_races(monkeypatch: pytest.MonkeyPatch) -> None:
     """With copies that happen as late as they may; scratch begins as NaN, so nothing is read before it is written."""
     monkeypatch.setattr(tpu, "CHUNK", 32)
-    got: list[Any] = []
-    assert not found_races(lambda: got.append(run("few tokens", "tpu", interpret=RACES)))
-    agree("few tokens", got[0])
+    drawn, got = draw("few tokens"), []
+    assert not found_races(lambda: got.append(run(drawn, ssd, "tpu", interpret=RACES)))
+    agree(drawn, got[0], expected("few tokens"), BOUNDS)
 
 
 REQUESTS = {
@@ -250,8 +213,6 @@ def test_every_kernel_states_its_cost(backend: str) -> None:
 
 
 # As an implementation of `jaxlm.ops.scalar_decay`.
-
-SEGMENTS = np.asarray([[0] * 3 + [1] * 5 + [2] * 9 + [0] * 2 + [3] * 4], np.int32)  # after a document of segment 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
