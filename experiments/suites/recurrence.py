@@ -39,6 +39,7 @@ SHAPE = {"layers": 4, "width": 256, "vocab": 512, "length": 1024, "batch": 4}
 HEADS, HIDDEN, EPS = 4, 8, 1e-5
 CHUNKS, THREADS = (32, 64, 128), (1, 2)  # of Mamba-2 in PyTorch, whose temporaries at 256 are of several GB
 SEEN, NEW = (256, 1024, 4096), 32  # tokens before, and tokens over which the cost of one is taken
+PIECE = 256  # tokens that are read at a time
 MAMBA2, ATTENTION = "mamba2", "attention"
 PEER = "transformers mamba2"
 
@@ -93,30 +94,41 @@ class Gradient:
         return None if found is None else float(found.temp_size_in_bytes)
 
 
+class Steps:
+    """The programs of a model that read `PIECE` tokens and write `NEW`: compiled once for states of one size."""
+
+    def __init__(self, ours: Gradient):
+        self.model, self.params = ours.model, ours.params
+        apply: Any = lambda params, state, tokens: self.model.apply({"params": params}, tokens, state=state)
+
+        def write(params: Any, state: Any) -> jax.Array:
+            full = jax.tree.map(jnp.shape, state)  # carried without the axis of one row, as `jaxlm.decode.loop` does
+
+            def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
+                slim, token = carry
+                out = apply(params, jax.tree.map(jnp.reshape, slim, full), token)
+                token = jnp.argmax(out.logits[:, -1:], -1).astype(jnp.int32)
+                return (jax.tree.map(jnp.squeeze, out.state), token), token
+
+            return jax.lax.scan(step, (jax.tree.map(jnp.squeeze, state), jnp.zeros((1, 1), jnp.int32)), None, NEW)[1]
+
+        self.read = jax.jit(lambda params, state, tokens: apply(params, state, tokens).state)
+        self.write = jax.jit(write)
+
+
 class Decode:
     """`NEW` greedy tokens of one row after ``seen`` others."""
 
-    def __init__(self, name: str, model: LanguageModel, params: Any, seen: int):
-        self.name, self._params = name, params
-        state = language_model.init_state(model, 1, seen + NEW)
-        apply: Any = lambda p, state, tokens: model.apply({"params": p}, tokens, state=state)
-        piece = jax.jit(lambda *x: apply(*x).state)
+    def __init__(self, name: str, steps: Steps, seen: int):
+        self.name, self._steps = name, steps
+        self._state: Any = language_model.init_state(steps.model, 1, seen + NEW)
         text = np.random.default_rng(1).integers(0, SHAPE["vocab"], (1, seen), np.int32)
-        for at in range(0, seen, SHAPE["length"]):
-            state = piece(params, state, text[:, at : at + SHAPE["length"]])
-        self._state = state
-
-        def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
-            state, token = carry
-            out = apply(params, state, token)
-            token = jnp.argmax(out.logits[:, -1:], -1).astype(jnp.int32)
-            return (out.state, token), token
-
-        first = jnp.zeros((1, 1), jnp.int32)
-        self._compiled = jax.jit(lambda state: jax.lax.scan(step, (state, first), None, NEW)[1]).lower(state).compile()
+        for at in range(0, seen, PIECE):
+            self._state = steps.read(steps.params, self._state, text[:, at : at + PIECE])
+        self.run(1)
 
     def run(self, steps: int) -> list[np.ndarray]:
-        return [np.asarray(self._compiled(self._state)) for _ in range(steps)]
+        return [np.asarray(self._steps.write(self._steps.params, self._state)) for _ in range(steps)]
 
     def memory(self) -> float:
         return float(sum(x.nbytes for x in jax.tree.leaves(self._state)))
@@ -184,7 +196,8 @@ def _rates(entry: dict[str, Any], tokens: int) -> None:
 
 def _decode(ours: Gradient, rounds: int, steps: int) -> dict[str, Any]:
     """By tokens seen: seconds per token, bytes of the state."""
-    contestants = [Decode(str(seen), ours.model, ours.params, seen) for seen in SEEN]
+    compiled = Steps(ours)
+    contestants = [Decode(str(seen), compiled, seen) for seen in SEEN]
     entries, _ = race(contestants, rounds, steps)
     return {
         name: {

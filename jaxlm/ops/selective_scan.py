@@ -4,13 +4,14 @@
 
 A is discretised exactly, B by Euler's rule (Gu & Dao 2023). States [L, C, N] are never held: tokens are discretised
 within the scan, and the backward pass runs each chunk again from its first state, so that memory is
-O(B L C + B C N L / chunk). Within a chunk a CPU takes token after token, whose states stay in its cache (several times
-the speed at batch 1); others join tokens as a tree, which is wide enough for them.
+O(B L C + B C N L / chunk). A CPU takes token after token, whose states stay in its cache; accelerators without a kernel
+join the tokens of a chunk as a tree, which is wide enough for them.
 """
 
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,10 @@ def selective_scan(
       rows: padding and documents; None for neither.
       state: float32 [B, C, N] before these tokens; None for zeros.
       chunk: tokens between the states that the backward pass starts from; kernels have their own.
-      implementation: ``"triton"`` or ``"tpu"`` (kernels), ``"xla"`` (by chunks, within them token by token), ``"tree"``
-        (by chunks, within them as a tree), ``"reference"`` (token by token); None for the first kernel that serves,
-        else ``"xla"`` on a CPU and ``"tree"`` elsewhere.
+      implementation: ``"triton"`` or ``"tpu"`` (kernels), ``"xla"`` (token by token, with a gradient written by hand; b
+        or c that are the same for all tokens go as a tree), ``"tree"`` (by chunks, within them as a tree),
+        ``"reference"`` (token by token); None for the first kernel that serves, else ``"xla"`` on a CPU and ``"tree"``
+        elsewhere.
 
     Returns:
       y [B, L, C] in u's dtype, arbitrary on padding, and the float32 state [B, C, N].
@@ -62,11 +64,14 @@ def selective_scan(
     choose("selective_scan: implementation", implementation or "xla", IMPLEMENTATIONS)
     for name in KERNELS:
         if implementation == name or (implementation is None and u.shape[1] > FEW_TOKENS):
-            found = _by_kernel(name, u, delta, a, b, c, d, rows, state)
-            if not isinstance(found, str):
-                return found
+            reason = _refusal(name, u, delta, a, b, c)
+            if not reason:
+                return _by(name, u, delta, a, b, c, d, rows, state)
             if implementation:
-                raise ConfigError(f"selective_scan implementation {name!r} cannot serve this call: {found}")
+                raise ConfigError(f"selective_scan implementation {name!r} cannot serve this call: {reason}")
+    in_turn = implementation == "xla" or (implementation is None and target().platform == "cpu")
+    if in_turn and b.ndim == c.ndim == 4:
+        return _by("xla", u, delta, a, b, c, d, rows, state, tokens=min(chunk, u.shape[1]))
     kind = jnp.promote_types(u.dtype, jnp.float32)
     batch, length, channels = u.shape
     groups = next((m.shape[2] for m in (b, c) if m.ndim == 4), 1)
@@ -113,19 +118,10 @@ def selective_scan(
             x = jnp.pad(x, ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2)))
             return in_time(x.reshape(batch, count, size, *x.shape[2:]))
 
-        def in_turn(h: jax.Array, now: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            h, y = jax.lax.scan(token, h, {name: in_time(x) for name, x in now.items()})
-            return h, in_time(y)
-
-        def as_tree(h: jax.Array, now: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            states = scan_within(*steps(now), h)
-            return states[:, -1], read(now, states)
-
         @jax.checkpoint
         def step(h: jax.Array, now: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            if implementation is None:
-                return jax.lax.platform_dependent(h, now, cpu=in_turn, default=as_tree)
-            return (as_tree if implementation == "tree" else in_turn)(h, now)
+            states = scan_within(*steps(now), h)
+            return states[:, -1], read(now, states)
 
         last, y = jax.lax.scan(step, start, {name: chunks(x) for name, x in moving.items()})
         y = in_time(y).reshape(batch, count * size, *u_BLGR.shape[2:])[:, :length]
@@ -135,7 +131,22 @@ def selective_scan(
     return y.astype(u.dtype), last.reshape(batch, channels, a.shape[-1])
 
 
-def _by_kernel(
+def _refusal(name: str, u: jax.Array, delta: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> str | None:
+    """Why a kernel cannot serve, or None."""
+    at = target()
+    if at.platform != KERNELS[name] and not at.interpret:
+        return f"it is for {KERNELS[name]} and this is {at.platform}"
+    if b.ndim != 4 or b.shape != c.shape:
+        return "b and c are not both of tokens and groups"
+    return _backend(name).supports(call.request(u, delta, a, b, c, at.platform, at.interpret))
+
+
+def _backend(name: str) -> ModuleType:
+    """Imported only where it could run."""
+    return importlib.import_module(f"pallas_kernels.selective_scan.{name}")
+
+
+def _by(
     name: str,
     u: jax.Array,
     delta: jax.Array,
@@ -145,20 +156,14 @@ def _by_kernel(
     d: jax.Array | None,
     rows: Rows | None,
     state: jax.Array | None,
-) -> tuple[jax.Array, jax.Array] | str:
-    """The call by a Pallas kernel, whose module is imported only where it could run; or why that cannot serve."""
-    at = target()
-    if at.platform != KERNELS[name] and not at.interpret:
-        return f"it is for {KERNELS[name]} and this is {at.platform}"
-    if b.ndim != 4 or b.shape != c.shape:
-        return "b and c are not both of tokens and groups"
-    backend = importlib.import_module(f"pallas_kernels.selective_scan.{name}")
-    if reason := backend.supports(call.request(u, delta, a, b, c, at.platform, at.interpret)):
-        return reason
+    tokens: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The call by a back end of `pallas_kernels.selective_scan`."""
     epochs = None
     if rows is not None:
         delta, epochs = jnp.where(rows.real[..., None], delta, 0), rows.epoch  # padding neither fades nor adds
-    y, last = call.scan(u, delta, a, b, c, backend=backend, epochs=epochs, state=state, interpret=at.interpret)
+    options = {"epochs": epochs, "state": state, "tokens": tokens, "interpret": target().interpret}
+    y, last = call.scan(u, delta, a, b, c, backend=_backend(name), **options)
     if d is not None:
         kind = jnp.promote_types(u.dtype, jnp.float32)
         y = (y + d.astype(kind) * u.astype(kind)).astype(u.dtype)

@@ -27,6 +27,7 @@ def scan(
     backend: ModuleType,
     epochs: jax.Array | None = None,
     state: jax.Array | None = None,
+    tokens: int | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """h_t = exp(delta_t a) h_{t-1} + delta_t b_t u_t, y_t = c_t . h_t by ``backend`` (`core`), differentiable but for
@@ -38,6 +39,7 @@ def scan(
       b, c: [B, L, G, N]; channel i reads group i // (C / G).
       epochs: int32 [B, L], not falling: two tokens meet only within an epoch, and tokens of epoch 0 continue ``state``.
       state: float32 [B, C, N] before these tokens; None for zeros.
+      tokens: of a chunk, where the back end takes any number (`xla`); None for its own.
       interpret: True to run the kernel in an interpreter, or that interpreter's parameters.
 
     Returns:
@@ -45,6 +47,7 @@ def scan(
     """
     (batch, length, channels), (groups, states) = u.shape, b.shape[2:]
     sizes = backend.sizes(request(u, delta, a, b, c, "", interpret))
+    sizes = sizes._replace(tokens=tokens or sizes.tokens)
     width = channels // groups
     more_tokens, more_channels, more_states = -length % sizes.tokens, -width % sizes.channels, sizes.states - states
     if state is None:
@@ -76,14 +79,14 @@ def scan(
         return jax.tree.map(lambda g, x: g.astype(x.dtype), grads._replace(stays=stays), arrays), dstate
 
     run.defvjp(run_forward, run_backward)
-    none, tokens, padded = (0, 0), (0, more_tokens), (0, more_states)
+    none, added, padded = (0, 0), (0, more_tokens), (0, more_states)
     stays = None
     if epochs is not None:
         stays = (jnp.diff(epochs, axis=1, prepend=0) == 0).astype(jnp.float32)
-        stays = jnp.pad(stays, (none, tokens), constant_values=1.0)
+        stays = jnp.pad(stays, (none, added), constant_values=1.0)
     arrays = Arrays(
-        u=channelled(u, 2, [none, tokens, none]),
-        delta=channelled(delta, 2, [none, tokens, none]),
+        u=channelled(u, 2, [none, added, none]),
+        delta=channelled(delta, 2, [none, added, none]),
         a=channelled(a.astype(jnp.float32), 0, [none, padded]),
         b=grouped(b),
         c=grouped(c),

@@ -123,7 +123,7 @@ def expected(name: str) -> dict[str, np.ndarray]:
     return oracle(drawn, **drawn.arrays)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "xla"])
 @pytest.mark.parametrize("name", TABLE)
 def test_equals_the_oracle(name: str, backend: str) -> None:
     agree(draw(name), run(draw(name), package, backend), expected(name), BOUNDS)
