@@ -49,6 +49,8 @@ def causal_conv(
             marks = jnp.concatenate((tail.segments, jnp.ones((batch, length), jnp.int32)), 1)
             return jnp.asarray(y), Tail(longer[:, length:], marks[:, length:])
     segments = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
+    if length == 1:
+        return _one_token(x, taps, segments, tail)
     marks = jnp.concatenate((tail.segments, segments), 1)
     real = marks != 0
     order = jnp.argsort(~real, axis=1, stable=True)  # real tokens in front
@@ -69,3 +71,13 @@ def causal_conv(
         y = y + taps[t] * jnp.where(same, value, 0)
     value, owner = at(real.sum(1, keepdims=True) - count + 1 + jnp.arange(count - 1))
     return y, Tail(jnp.where((owner != 0).reshape(*owner.shape, *(1,) * (x.ndim - 2)), value, 0), owner)
+
+
+def _one_token(x: jax.Array, taps: jax.Array, segments: jax.Array, tail: Tail) -> tuple[jax.Array, Tail]:
+    """`causal_conv` of a single slot: the tail is in order already, so nothing needs to be sorted."""
+    wide = lambda mark: mark.reshape(*mark.shape, *(1,) * (x.ndim - 2))
+    earlier = jnp.where(wide(tail.segments == segments), tail.values, 0)
+    y = taps[0] * x + (taps[:0:-1] * earlier).sum(1, keepdims=True)
+    moved = Tail(*(jnp.concatenate((old[:, 1:], new), 1) for old, new in zip(tail, (x, segments), strict=True)))
+    real = segments != 0
+    return y, Tail(jnp.where(wide(real), moved.values, tail.values), jnp.where(real, moved.segments, tail.segments))
