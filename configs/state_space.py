@@ -1,5 +1,5 @@
-"""State-space and other recurrent mixers: recall, copying, collapse, passkeys, long range, lists, verbatim memory,
-reversed sources. A preset is a study and a size: `smoke`, `study` or `accelerator` (so `recall_study`).
+"""State-space and other recurrent mixers: recall, copying, tracing, collapse, passkeys, long range, lists, verbatim
+memory, reversed sources. A preset is a study and a size: `smoke`, `study` or `accelerator` (so `recall_study`).
 
     python -m experiments.state_space --config=configs/state_space.py:recall_study --workdir=runs/state_space/recall
 
@@ -10,6 +10,8 @@ rates are given, each is tried with seed 0 and the best serves all seeds, and th
 Expected (limits that the tables print beside what was found; not yet run):
 recall: attention >= .95; mamba2 >= .95 with N = 32, <= .4 with N = 2, and not falling from one N to the next by > .05.
 copying: attention >= .95 at 32; mamba2 with N = 4 <= .6 at 32 and >= .9 at 8; .5 to 2 bits per state float at the knee.
+tracing: from the trained length to twice that, mamba2's accuracy falls by <= .05 with a look-back of 1 or 2; without a
+bound it is lower by >= .1 at twice the length.
 collapse: converged (episode 1 >= .95); trained on one episode <= .1 at episode 8, and >= .4 there with the log decay
 times 4; trained on 4 or 8 episodes, episode 64 >= .9 of episode 1; resets equal runs of each episode alone to 1e-3.
 passkey: log(longest context) against the state's floats, correlation >= .9 (our limit; the paper says exponential).
@@ -42,6 +44,7 @@ from jaxlm.data.tasks.base import Task
 from jaxlm.data.tasks.copy import CopyCmc
 from jaxlm.data.tasks.delayed_recall import DelayedRecall
 from jaxlm.data.tasks.episodes import Episodes
+from jaxlm.data.tasks.lis import LisStream
 from jaxlm.data.tasks.list_ops import ListOps
 from jaxlm.data.tasks.mqar import Mqar
 from jaxlm.data.tasks.passkey import PasskeyStream
@@ -64,6 +67,7 @@ from jaxlm.train.schedule import Schedule
 WHAT = {
     "recall": "associative recall (MQAR) against state size",
     "copying": "random strings against length and state size",
+    "tracing": "longest increasing subsequences, cell by cell, against look-back and length",
     "collapse": "repeated episodes beyond the training length, and mitigations at inference",
     "passkey": "the longest context of a passkey against state size",
     "long_range": "the first 8 symbols repeated after noise",
@@ -154,6 +158,32 @@ def _copying(size: str) -> RunConfig:
     if smoke:
         return _config("copying", arms, (1e-2,), eval_examples=16, steps_per_call=20)
     return _config("copying", arms, (3e-4, 1e-3) if large else (3e-3, 1e-2))
+
+
+def _tracing(size: str) -> RunConfig:
+    smoke, large = size == "smoke", size == "accelerator"
+    most = 6 if smoke else 64 if large else 16
+    model = {"width": 256, "layers": 4, "batch": 128} if large else {}
+    mixers = {"mamba2": _mamba2(16), "attention": Attention(heads=4, position="alibi")}
+    arms = [
+        _arm(
+            label,
+            mixer,
+            LisStream(
+                numbers=16, lookback=lookback, train_lengths=(most // 2, most), eval_lengths=(most + 1, 4 * most)
+            ),
+            40 if smoke else 8000 if large else 1500,
+            part=f"look-back {lookback}" if lookback else "no bound",
+            lengths=(most, 2 * most, 4 * most),
+            ffn=Mlp(activation="gelu"),
+            **model,
+        )
+        for lookback in ((1,) if smoke else (1, 2, 4, 0))
+        for label, mixer in mixers.items()
+    ]
+    if smoke:
+        return _config("tracing", arms, (3e-3,), eval_examples=16, steps_per_call=20)
+    return _config("tracing", arms, (3e-3, 1e-2), eval_examples=128)
 
 
 def _collapse(size: str) -> RunConfig:
@@ -348,6 +378,7 @@ def _translation(size: str) -> RunConfig:
 BUILDERS: dict[str, Callable[[str], RunConfig]] = {
     "recall": _recall,
     "copying": _copying,
+    "tracing": _tracing,
     "collapse": _collapse,
     "passkey": _passkey,
     "long_range": _long_range,

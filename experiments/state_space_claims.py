@@ -181,6 +181,22 @@ def knees(found: Results, arm: Arm, level: float = 0.75) -> dict[int, float]:
     return out
 
 
+def tracing(found: Results) -> Iterator[Line]:
+    """By how much accuracy falls where only the whole becomes longer, and where the look-back is not bounded."""
+    ends = {}
+    for part in found.parts:
+        for arm in found.arms(part, "mamba2"):
+            trained, twice = arm.task.train_lengths[1], 2 * arm.task.train_lengths[1]
+            ends[arm.task.lookback] = found.of(arm, twice), arm
+            if 0 < arm.task.lookback <= 2:
+                rise = between(found.of(arm, twice), found.of(arm, trained))
+                yield from found.line(f"{part}: mamba2, {twice} items over {trained}", -0.05, True, rise, arm)
+    if 0 in ends and len(ends) > 1:
+        (free, one), (bound, other) = ends[0], ends[min(n for n in ends if n)]
+        claim = f"mamba2 at {twice} items, bounded ({other.part}) over not"
+        yield from found.line(claim, 0.1, True, between(bound, free), one, other)
+
+
 def collapse(found: Results) -> Iterator[Line]:
     settings = found.config.settings
     plain = settings[0].label
@@ -319,6 +335,7 @@ def translation(found: Results) -> Iterator[Line]:
 LINES: dict[str, Callable[[Results], Iterator[Line]]] = {
     "recall": recall,
     "copying": copying,
+    "tracing": tracing,
     "collapse": collapse,
     "passkey": passkey,
     "long_range": long_range,
@@ -331,6 +348,8 @@ CLAIMS = {
     "recall": "attention recalls at any width; a state of fixed size loses pairs once they outgrow it "
     "(Arora et al. 2024; Dao and Gu 2024)",
     "copying": "no fixed state copies a string of more bits than it has; attention does (Jelassi et al. 2024)",
+    "tracing": "a state of fixed size does dynamic programming of any length if a cell looks back at few others "
+    "(Yang et al. 2024)",
     "collapse": "trained on contexts short for its state, a recurrent model never learns to forget and fails beyond; "
     "longer training contexts cure it, forgetting more helps (Chen et al. 2024)",
     "passkey": "the longest context a passkey is found in grows exponentially with the state (Chen et al. 2024)",

@@ -15,7 +15,9 @@ from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.train.optimizer import Optimizer
 
-STUDIES = ("recall", "copying", "collapse", "passkey", "long_range", "list_ops", "verbatim", "translation")
+STUDIES = (
+    "recall", "copying", "tracing", "collapse", "passkey", "long_range", "list_ops", "verbatim", "translation",
+)  # fmt: skip
 CONDITIONS = ("repeat", "permute", "novel")  # of the second list of a vignette
 
 

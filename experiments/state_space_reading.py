@@ -195,6 +195,7 @@ def ratio(task: Vignettes, example: Example, nats: np.ndarray) -> float:
 READERS: dict[str, Callable[[RunConfig, Arm, Decoder, Any], Iterator[Found]]] = {
     "recall": by_length,
     "copying": by_length,
+    "tracing": by_length,
     "collapse": by_episode,
     "passkey": by_length,
     "long_range": by_step,

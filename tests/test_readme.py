@@ -29,6 +29,16 @@ def test_the_tables_are_those_of_the_committed_results(table):
     assert text.strip() in README.read_text(encoding="utf-8")
 
 
+STUDIES = sorted((README.parent / "results" / "state_space").glob("*/table.txt"))
+
+
+@pytest.mark.parametrize("table", STUDIES, ids=lambda path: path.parent.name)
+def test_the_page_of_recurrent_mixers_has_what_every_study_found(table):
+    lines = table.read_text(encoding="utf-8").split("\n\n")[1]
+    assert lines.startswith("line ")
+    assert lines in (README.parent / "docs" / "state_space.md").read_text(encoding="utf-8")
+
+
 def test_the_snippets_run(capsys, tmp_path, monkeypatch):
     """One after the other, in a folder that holds the checkpoint they speak of (a tiny one)."""
     (tmp_path / "Llama-3.2-1B").symlink_to(README.parent / "tests" / "interop" / "data" / "llama")

@@ -206,6 +206,11 @@ def lis(prompt, lookback=0):
     return [*out, "=", str(best)]
 
 
+def lis_stream(row, lookback=0):
+    cells = " ".join(lis(row[::5], lookback)[:-2]).split(" , ")
+    return [number for cell in cells for number in cell.split(" : ")[1].split()]
+
+
 def edit_distance(prompt, lookback=0):
     one, two = " ".join(prompt).split(" / ")
     one, two = one.split(), two.split()
@@ -260,6 +265,7 @@ ORACLES = {
     "episodes": (episodes, lambda p: len(p) // 16),
     "induction": (lambda p: [p[p.index(p[-1]) + 1]], lambda p: len(p) - 2),
     "lis": (lis, len),
+    "lis_stream": (lis_stream, lambda row: len(row) // 5),
     "list_ops": (list_ops, lambda p: p.count("]")),
     "mqar": (mqar, lambda p: sum(word != "0" for word in p) // 3),
     "selective_copy": (lambda p: [word for word in p if word != "."], lambda p: p.count(".")),

@@ -97,6 +97,7 @@ def test_a_finished_study_trains_nothing(finished, monkeypatch):
 SMALL = {
     "recall": 1,
     "copying": 2,
+    "tracing": 1,
     "collapse": 1,
     "passkey": 1,
     "long_range": 1,

@@ -32,6 +32,7 @@ METHODS = {
     "episodes": "episodes:Episodes",
     "induction": "induction:Induction",
     "lis": "lis:Lis",
+    "lis_stream": "lis:LisStream",
     "list_ops": "list_ops:ListOps",
     "mqar": "mqar:Mqar",
     "passkey_stream": "passkey:PasskeyStream",
