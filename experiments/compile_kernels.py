@@ -66,7 +66,7 @@ def main() -> int:
         cases = [case for case in bundles.kernels() if ONLY.value in case.name]
         found = bundles.count(cases)
         write("bundles", {"kernels": found}, "")
-        recurrences = [case for case in cases if case.kernel.startswith(cycles.RECURRENCES)]
+        recurrences = [case for case in cases if case.kernel.startswith(tuple(cycles.RECURRENCES))]
         compared = [row for case in recurrences for row in cycles.compare(case, found[case.name])]
         write("cycles", {"rows": compared}, cycles.table(compared))
     return 0 if all(row["ok"] for row in rows) else 1

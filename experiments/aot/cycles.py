@@ -1,4 +1,4 @@
-"""Kernels beside XLA's own way, by what the TPU compiler expects of both: no chip runs anything.
+"""Kernels beside what XLA makes of the same without them, by what the TPU compiler expects of both; no chip runs.
 
 XLA notes how many cycles it expects of each of its fusions; those of a loop are taken as often as it goes round. It has
 no such note of a Pallas kernel, for which all bundles of its final schedule (`bundles`) are counted at each step of its
@@ -19,7 +19,7 @@ import jax
 from experiments.aot import tpu
 from experiments.aot.cases import Case
 
-RECURRENCES = ("ssd", "selective_scan")
+RECURRENCES = {"ssd": "xla", "selective_scan": "tree"}  # and the implementation that serves a TPU without the kernel
 
 
 def compare(gradient: Case, schedules: dict[str, Any]) -> list[dict[str, Any]]:
@@ -29,13 +29,13 @@ def compare(gradient: Case, schedules: dict[str, Any]) -> list[dict[str, Any]]:
       gradient: the case.
       schedules: of each of its kernels, as `bundles.count` gives them.
     """
-    rows = []
+    operation, rows = gradient.kernel.partition("/")[0], []
     for direction in ("forward", "gradient"):
         case = dataclasses.replace(gradient, direction=direction)
         kernels = dict(steps(tpu.traced(case).jaxpr.jaxpr))
         row = {**vars(case), "steps": kernels}
-        for name in ("tpu", "xla"):
-            compiled = tpu.executable(dataclasses.replace(case, kernel=f"{case.kernel.partition('/')[0]}/{name}"))
+        for name, implementation in (("tpu", "tpu"), ("xla", RECURRENCES[operation])):
+            compiled = tpu.executable(dataclasses.replace(case, kernel=f"{operation}/{implementation}"))
             row[f"{name}_cycles"] = of_program(compiled.as_text())
             row[f"{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
         row["tpu_cycles"] += sum(schedules[name]["bundles"] * count for name, count in kernels.items())
