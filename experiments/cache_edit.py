@@ -34,7 +34,7 @@ from experiments.extension_text import Text
 from experiments.small_models import REPLOT, train
 from jaxlm.cache import edit
 from jaxlm.cache.full import Full
-from jaxlm.core.config import Spec, require, to_dict
+from jaxlm.core.config import Spec, renewed, require, to_dict
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import rows
@@ -237,7 +237,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
         found = study.read(workdir, Row)
     else:
-        claim_workdir(workdir, to_dict(config))
+        claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
         found = run(config, workdir)
     text = table(found)
     (workdir / "table.txt").write_text(text + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ from experiments.extension_plan import Arm, Base, RunConfig, Tuned
 from experiments.extension_reading import read_decoding, read_losses, read_passkeys, read_streams
 from experiments.extension_text import Planted, Text
 from experiments.small_models import REPLOT, train
-from jaxlm.core.config import to_dict
+from jaxlm.core.config import renewed, to_dict
 from jaxlm.core.params import initialize
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
@@ -256,7 +256,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
         results = Results.read(workdir)
     else:
-        claim_workdir(workdir, to_dict(config))
+        claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
         results = Results.read(workdir, missing_ok=True)
         (run_checkpoint if config.checkpoint else run)(config, results)
     print(report.write(results, workdir, config.original, groups(config)))

@@ -27,7 +27,7 @@ from experiments import length_generalization_report as report
 from experiments import study as frame
 from experiments.small_models import REPLOT, train, training_batch
 from jaxlm.core import registry
-from jaxlm.core.config import Spec, require, slot, to_dict
+from jaxlm.core.config import Spec, renewed, require, slot, to_dict
 from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.base import Task
 from jaxlm.mixer.attention import Attention
@@ -228,7 +228,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
         rows = frame.read(workdir, report.Row)
     else:
-        claim_workdir(workdir, to_dict(config))
+        claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
         rows = run(config, workdir)
     print(
         report.write(

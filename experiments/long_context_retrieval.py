@@ -30,7 +30,7 @@ from experiments import flags as config_flags
 from experiments import long_context_retrieval_report as report
 from experiments import study
 from experiments.small_models import REPLOT, train
-from jaxlm.core.config import Spec, require, slot, to_dict
+from jaxlm.core.config import Spec, renewed, require, slot, to_dict
 from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.base import Example
 from jaxlm.data.tasks.passkey import Passkey
@@ -194,7 +194,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
         rows = study.read(workdir, report.Row)
     else:
-        claim_workdir(workdir, to_dict(config))
+        claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
         rows = run(config, workdir)
     print(report.write(rows, workdir, [arm.label for arm in config.arms], config.task.train_lengths[1], config.depths))
 

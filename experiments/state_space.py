@@ -28,7 +28,7 @@ from experiments import study as frame
 from experiments.small_models import REPLOT, train
 from experiments.state_space_plan import Arm, RunConfig
 from experiments.state_space_reading import READERS, batch_of
-from jaxlm.core.config import to_dict
+from jaxlm.core.config import renewed, to_dict
 from jaxlm.data.loader import Loader
 from jaxlm.model.decoder import Decoder
 from jaxlm.objective.next_token import NextToken
@@ -118,7 +118,7 @@ def main(config: RunConfig, workdir: Path) -> None:
     if REPLOT.value:
         rows = frame.read(workdir, report.Row)
     else:
-        claim_workdir(workdir, to_dict(config))
+        claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
         rows = run(config, workdir)
     print(report.write(config, rows, workdir))
 

@@ -134,6 +134,7 @@ def main(config: RunConfig, workdir: Path) -> None:
         Loader(sources["train"], size, seed),
         config.train,
         evaluations={"validation": Loader(sources["validation"], size, shuffle=False, remainder="pad")},
+        study=type(config),
         run={**to_dict(config), "corpus": {name: dataclasses.asdict(part) for name, part in parts.items()}},
         params=_start(config) if config.start else None,
         profile=PROFILE.value,

@@ -116,6 +116,17 @@ def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
     return cls(**data)
 
 
+def renewed(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote by `to_dict` of a ``cls``, as this one would: with the defaults of fields that it
+    did not have. Keys that are no fields stay; so does everything where ``cls`` cannot be built of it.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    try:
+        return {**saved, **to_dict(from_dict(cls, {name: value for name, value in saved.items() if name in names}))}
+    except (ConfigError, TypeError):
+        return dict(saved)
+
+
 def differences(new: Any, old: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Where two `to_dict` forms differ: ``{"model.width": (new, old)}``; a missing leaf reads ``"(absent)"``."""
     if isinstance(new, Mapping) and isinstance(old, Mapping):

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.core.config import require, to_dict
+from jaxlm.core.config import renewed, require, to_dict
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.prefetch import Prefetch
@@ -93,6 +93,7 @@ def fit(
     *,
     evaluations: Mapping[str, Loader] | None = None,
     run: Mapping[str, Any] | None = None,
+    study: type | None = None,
     params: Params | None = None,
     profile: str = "",
     quiet: bool = False,
@@ -110,6 +111,8 @@ def fit(
         and so on; the loss of the first decides which checkpoint is best.
       run: the resolved configuration of the whole study, JSON-ready, saved with the run, with ``config`` under
         ``"train"``; model and train if None.
+      study: the class that `run` was made of by `to_dict`, so that a run of an earlier version, which lacked fields
+        that have their defaults now, is resumed; None if there is none.
       params: model parameters to start from; None for fresh ones.
       profile: a range of steps to trace, ``"10:15"``.
       quiet: no progress on the terminal.
@@ -132,15 +135,23 @@ def fit(
     length = _check_rows(model.spec, loader, evaluations)
     workdir, first = Path(workdir), jax.process_index() == 0
     free = tuple(f"train.{name}" for name in FREE)
+    kinds = {"model": type(model.spec), "train": type(config)}
+
+    def renew(saved: dict[str, Any]) -> dict[str, Any]:
+        """A run's configuration with the fields that its version of the model, the training or the study lacked."""
+        parts = {name: renewed(kind, saved[name]) for name, kind in kinds.items() if name in saved}
+        return {**saved, **parts} if study is None else renewed(study, {**saved, **parts})
+
     if first:
-        claim_workdir(workdir, run, ignore=free)
+        claim_workdir(workdir, run, ignore=free, renew=renew)
     agreement.everywhere(True)  # the folder is there for all
     meta = {"config_version": VERSION, "model": to_dict(model.spec), "train": to_dict(config), "run": dict(run)}
     best = next((f"{name}/loss" for name in evaluations), None)
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep, best_metric=best)
     with checkpoints, Preemption() as preemption, Profile(workdir, profile) as tracing:
         if checkpoints.steps():
-            check_compatible(run, check_version(checkpoints.read_meta(), VERSION, MIGRATIONS)["run"], ignore=free)
+            saved = renew(check_version(checkpoints.read_meta(), VERSION, MIGRATIONS)["run"])
+            check_compatible(run, saved, ignore=free)
         restored = checkpoints.restore(trainer.template())
         state = trainer.init(params) if restored is None else restored.state
         start = 0 if restored is None else restored.step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ from jaxlm.train.resume import changed_fields
 FILE = "config.json"
 
 
-def claim_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], ignore: Sequence[str] = ()) -> Path:
+def claim_workdir(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+    renew: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Path:
     """Creates the folder and writes ``config.json``, or checks that the one there is of the same run.
 
     In a run of several processes, the first alone calls this.
@@ -24,6 +29,7 @@ def claim_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], ignor
       path: of the folder.
       config: the resolved run configuration, JSON-ready.
       ignore: dotted prefixes of fields that a run may change when it is resumed; they are then written anew.
+      renew: makes of a configuration that an earlier version wrote one of this version (`jaxlm.core.config.renewed`).
 
     Raises:
       ConfigError: in one line, for a folder that cannot be written, that belongs to another configuration (the
@@ -34,7 +40,8 @@ def claim_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], ignor
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / FILE).exists():
-            changed = changed_fields(json.loads(text), json.loads((folder / FILE).read_bytes()), ignore)
+            saved = renew(json.loads((folder / FILE).read_bytes()))
+            changed = changed_fields(json.loads(text), saved, ignore)
             if changed:
                 raise ConfigError(
                     f"workdir {folder} belongs to another configuration ({changed}); choose another --workdir"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 
 import pytest
 
+from jaxlm.core.config import renewed, to_dict
 from jaxlm.core.errors import ConfigError
+from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.train.resume import Migration, check_compatible, check_version
 from jaxlm.train.workdir import claim_workdir
 
@@ -67,6 +70,20 @@ def test_claim_and_claim_again(tmp_path):
     claim_workdir(folder, config | {"log": {"every": 2}}, ignore=("log",))
     assert json.loads((folder / "config.json").read_text())["log"] == {"every": 2}
     assert sorted(os.listdir(folder)) == ["config.json", "metrics.jsonl"]
+
+
+def test_fields_that_an_earlier_version_lacked_have_their_defaults(tmp_path):
+    config = to_dict(ModelSpec(layers=(Group((Block(mixer="mamba2"),)),)))
+    renew = functools.partial(renewed, ModelSpec)
+    earlier = json.loads(json.dumps(config))
+    block = earlier["layers"][0]["pattern"][0]
+    del earlier["remat"], block["share"], block["mixer"]["args"]["scales"]
+    (tmp_path / "config.json").write_text(json.dumps(earlier | {"corpus": "text"}))
+    claim_workdir(tmp_path, config | {"corpus": "text"}, renew=renew)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(config | {"corpus": "text"}))
+    for change in ({"remat": "none"}, {"width": 3}):  # another value, and one that no model has
+        with pytest.raises(ConfigError, match=f"belongs to another configuration .*{next(iter(change))}"):
+            claim_workdir(tmp_path, config | {"corpus": "text"} | change, renew=renew)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
