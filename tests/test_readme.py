@@ -19,6 +19,7 @@ TABLES = (
     "families/table.txt",
     "benchmark/attention.txt",
     "benchmark/decode.txt",
+    "benchmark/recurrence.txt",
     "benchmark/train_step.txt",
 )
 
