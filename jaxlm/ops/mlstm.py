@@ -121,10 +121,12 @@ def _stabilised(
         add, least = jnp.where(real, add, 0), jnp.where(real, least, NEVER)
         add, least = jnp.where(begins, NEVER, add), jnp.where(begins, jnp.maximum(add, least), least)
 
-    def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jnp.maximum(a[0] + b[0], NEVER), jnp.maximum(a[1] + b[0], b[1])
-
-    total, most = jax.lax.associative_scan(join, (add, least), axis=1)
+    total, most = add, least
+    for step in (1 << i for i in range((add.shape[1] - 1).bit_length())):
+        # `jax.lax.associative_scan`, whose strided slices crash the compiler of jax 0.11 in the gradient on a mesh.
+        earlier = lambda x, none, step=step: jnp.pad(x[:, :-step], ((0, 0), (step, 0), (0, 0)), constant_values=none)
+        most = jnp.maximum(earlier(most, NEVER) + total, most)
+        total = jnp.maximum(earlier(total, 0.0) + total, NEVER)
     m = jnp.maximum(start[:, None] + total, most)
     before = jnp.concatenate((start[:, None], m[:, :-1]), 1)
     if rows is not None and begins is not None:
