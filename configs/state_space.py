@@ -24,9 +24,9 @@ translation: reversed >= .1 over forward at half of the steps, with attention <=
 Pilot of a single arm, seed 0: long_range, s4d 1.00.
 The `accelerator` presets: as `study`, at sizes nearer to the papers'; not yet run.
 
-Hardware and wall time: each `smoke` under 60 s; the `study` presets of recall, collapse and copying took 46, 27 and 23
-minutes on 2 CPU cores that did other work too, and the others should take 15 to 30 each; `accelerator` on one GPU or
-TPU chip, wall time not measured.
+Hardware and wall time: each `smoke` under 60 s; the `study` presets of recall, collapse and copying took 46, 43 (with
+pauses of some 16) and 23 minutes on 2 CPU cores that did other work too, and the others should take 15 to 30 each;
+`accelerator` on one GPU or TPU chip, wall time not measured.
 """
 
 from __future__ import annotations
