@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.core.config import to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import flatten
 from jaxlm.data.loader import Loader
@@ -86,10 +88,10 @@ def run(workdir, config, model=MODEL, source=None, **options):
     return fit(workdir, model, NextToken(), (source or Source()).loader(config.seed), config, **options)
 
 
-def run_long(workdir, source=None):
+def run_long(workdir, source=None, **options):
     """The run of `straight`: noise at every step, averages, evaluations, checkpoints."""
     data = {"validation": Loader(rows(STREAM, LENGTH), BATCH, shuffle=False, remainder="pad")}
-    return run(workdir, LONG, NOISY, source, evaluations=data)
+    return run(workdir, LONG, NOISY, source, evaluations=data, **options)
 
 
 def lines_of(workdir: Path) -> list[dict[str, float]]:
@@ -174,6 +176,16 @@ def test_sigterm_saves_and_leaves(straight, tmp_path):
     assert 2 <= saved < 10
     same_bits(run_long(tmp_path / "run").state, straight[1].state)
     assert lines_of(tmp_path / "run") == lines_of(straight[0])
+
+
+def test_a_run_of_an_earlier_version_is_resumed(straight, tmp_path):
+    """Its folder and its checkpoints lack the fields that have come since; those have their defaults."""
+    old = {"model": to_dict(NOISY.spec), "train": to_dict(LONG)}
+    del old["model"]["logit_soft_cap"], old["train"]["accumulate"]
+    with pytest.raises(SystemExit):
+        run_long(tmp_path / "run", Source(7, lambda batch: os.kill(os.getpid(), signal.SIGTERM)), run=old)
+    assert "accumulate" not in json.loads((tmp_path / "run/config.json").read_text())["train"]
+    same_bits(run_long(tmp_path / "run").state, straight[1].state)
 
 
 @pytest.mark.parametrize("step", [5, 10])
