@@ -115,12 +115,10 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
 
 
 def main(config: RunConfig, workdir: Path) -> None:
-    if REPLOT.value:
-        rows = frame.read(workdir, report.Row)
-    else:
+    if not REPLOT.value:
         claim_workdir(workdir, to_dict(config), renew=functools.partial(renewed, type(config)))
-        rows = run(config, workdir)
-    print(report.write(config, rows, workdir))
+        run(config, workdir)
+    print(report.write(config, frame.read(workdir, report.Row), workdir))  # as on file, so that --replot says the same
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.claims import Line, between
 from experiments.state_space_plan import Arm, RunConfig
 
 ABOVE_CHANCE = 0.1  # a run whose score is not that much above chance has not left it
@@ -26,38 +27,6 @@ class Row(NamedTuple):
     at: int
     measure: str
     value: float
-
-
-class Line(NamedTuple):
-    """A claim as a line to pass.
-
-    Attributes:
-      claim: in words.
-      limit: the number; each seed is ``at_least`` or at most that.
-      at_least: which of them.
-      values: by seed.
-      idle: seeds in which a model that the claim is about had not learned its task.
-    """
-
-    claim: str
-    limit: float
-    at_least: bool
-    values: Mapping[int, float]
-    idle: frozenset[int]
-
-    @property
-    def worst(self) -> float:
-        return (min if self.at_least else max)(self.values.values())
-
-    @property
-    def median(self) -> float:
-        return float(np.median(list(self.values.values())))
-
-    @property
-    def verdict(self) -> str:
-        good = lambda value: value >= self.limit if self.at_least else value <= self.limit
-        found = "pass" if good(self.worst) else "pass by median, not by worst" if good(self.median) else "MISS"
-        return found + (f"; not converged: seed {', '.join(map(str, sorted(self.idle)))}" if self.idle else "")
 
 
 class Results:
@@ -121,13 +90,6 @@ def best_rate(rows: Sequence[Row], part: str, arm: str, seed: int) -> str:
         if (row.part, row.arm, row.seed, row.measure) == (part, arm, seed, "score")
     ]
     return max(scores)[2] if scores else ""
-
-
-def between(
-    new: Mapping[int, float], old: Mapping[int, float], how: Callable[[float, float], float] = lambda a, b: a - b
-) -> dict[int, float]:
-    """By seed, of the seeds that both have."""
-    return {seed: how(new[seed], old[seed]) for seed in new if seed in old}
 
 
 def recall(found: Results) -> Iterator[Line]:

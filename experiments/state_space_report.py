@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study
+from experiments import claims, study
 from experiments.state_space_claims import CLAIMS, LINES, Results, Row, longest
 from experiments.state_space_claims import best_rate as best_rate
 from experiments.state_space_plan import CONDITIONS, Arm, RunConfig
@@ -35,12 +35,7 @@ def table(config: RunConfig, rows: Sequence[Row]) -> str:
     found = Results(config, rows)
     lines = [*textwrap.wrap(f"{config.study}: {CLAIMS[config.study]}", 110), ""]
     ran = [arm for arm in config.arms if found.of(arm, 0, "score")]
-    claims = list(LINES[config.study](found))
-    if claims:
-        lines.append(f"{'line':<66} {'limit':>9} {'median':>9} {'worst':>9}  found")
-    for one in claims:
-        limit = f"{'>=' if one.at_least else '<='} {one.limit:g}"
-        lines.append(f"{one.claim:<66} {limit:>9} {one.median:>9.3g} {one.worst:>9.3g}  {one.verdict}")
+    lines += claims.table(LINES[config.study](found))
     lines += ["", *_values(found, ran)]
     idle = {arm: found.idle(arm) for arm in ran}
     for arm, seeds in idle.items():

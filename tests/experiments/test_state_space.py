@@ -20,7 +20,8 @@ from experiments import state_space_claims as claims
 from experiments import state_space_reading as reading
 from experiments import state_space_report as report
 from experiments import study as frame
-from experiments.state_space_claims import Line, Results, Row
+from experiments.claims import Line
+from experiments.state_space_claims import Results, Row
 from experiments.state_space_mixers import Bag, ForgetfulMamba2
 from experiments.state_space_plan import Arm, RunConfig, Setting, stack
 from jaxlm.core import config as configs
