@@ -101,7 +101,7 @@ def parse_config(
     if not isinstance(config, run_config):
         raise ConfigError(f"{source}: get_config must return a {run_config.__name__}, got {type(config).__name__}")
     config = override(config, overrides)
-    print(f"config {source}; what differs from the defaults of {run_config.__name__}:")
+    print(f"config {source}; what differs from the defaults of {type(config).__name__}:")
     print("\n".join(f"  {line}" for line in diff(config)) or "  nothing")
     return config
 
@@ -152,7 +152,7 @@ def help_text(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) 
         for path, value, names in leaves(to_dict(config), slots_of(config))
     ]
     others = [*flag_values.get_key_flags_for_module(argv[0]), flag_values["workdir"]]
-    program = f"python -m {spec.name}" if spec else f"python {argv[0]}"
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {argv[0]}"
     sections = {
         f"{program} --config={file}[:preset] [--config.field=value ...] [--workdir=folder]": study.__doc__ or "",
         f"{file}:": module.__doc__ or "",

@@ -62,7 +62,7 @@ def write(workdir: Path, **more: Any) -> None:
 def _command() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}"
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
     # An absolute path is of one computer; its last part is what a reader needs.
     arguments = [re.sub(r"=/.*/", "=", argument) for argument in sys.argv[1:]]
     return " ".join((program, *map(shlex.quote, arguments)))

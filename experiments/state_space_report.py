@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from experiments import claims, study
+from experiments.panels import Panels, draw
+from experiments.panels import add as add_curve
 from experiments.state_space_claims import CLAIMS, LINES, Results, Row, longest
 from experiments.state_space_claims import best_rate as best_rate
 from experiments.state_space_plan import CONDITIONS, Arm, RunConfig
 
 IDLE = "*"  # behind an arm with seeds that have not left chance
-Curve = tuple[list[float], np.ndarray]  # x, and values [seeds, x]
 
 
 def work_of(arm: Arm) -> int:
@@ -115,18 +116,11 @@ def episodes(last: int) -> list[int]:
     return sorted({2**k for k in range(last.bit_length()) if 2**k <= last} | {last})
 
 
-def panels(config: RunConfig, rows: Sequence[Row]) -> tuple[str, str, dict[str, dict[str, Curve]]]:
+def panels(config: RunConfig, rows: Sequence[Row]) -> tuple[str, str, Panels]:
     """What is drawn: the name of x, that of y, and for each panel its curves by label."""
     found = Results(config, rows)
-    out: dict[str, dict[str, Curve]] = {}
-
-    def add(panel: str, label: str, points: Sequence[tuple[float, dict[int, float]]]) -> None:
-        points = [(x, values) for x, values in points if values]
-        seeds = sorted(set.intersection(*(set(values) for _, values in points))) if points else []
-        if seeds:
-            values = np.array([[values[seed] for _, values in points] for seed in seeds])
-            out.setdefault(panel, {})[label] = ([x for x, _ in points], values)
-
+    out: Panels = {}
+    add = functools.partial(add_curve, out)
     for arm in config.arms:
         curve = [(float(n), found.of(arm, n)) for n in sorted(arm.lengths)]
         if config.study == "collapse":
@@ -146,7 +140,7 @@ def panels(config: RunConfig, rows: Sequence[Row]) -> tuple[str, str, dict[str, 
             if config.study == "copying" and arm.state_floats:
                 add("by length over state", arm.label, [(x / arm.state_floats, values) for x, values in curve])
     if config.study in ("recall", "passkey"):
-        out = {}
+        out.clear()
         measure = (lambda arm: found.of(arm, arm.lengths[0])) if config.study == "recall" else functools.partial(
             longest, found
         )  # fmt: skip
@@ -166,34 +160,8 @@ def write(config: RunConfig, rows: Sequence[Row], workdir: Path) -> str:
     """Writes table.txt and, where matplotlib is installed, the figure; returns what to print."""
     text = table(config, rows)
     (workdir / "table.txt").write_text(text, encoding="utf-8")
-    return text + "\n" + study.figures(functools.partial(_draw, config, rows, workdir))
-
-
-def _draw(config: RunConfig, rows: Sequence[Row], workdir: Path) -> Path:
-    """Medians over seeds, bands from the worst to the best, a panel for each part."""
-    import matplotlib.pyplot as plt
-
     x_name, y_name, found = panels(config, rows)
-    columns = min(4, max(1, len(found)))
-    lines = max(1, -(-len(found) // columns))
-    size = (2.0 + 3.4 * columns, 3.0 * lines)
-    figure, grid = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    labels = list(dict.fromkeys(label for curves in found.values() for label in curves))
-    for axes, (panel, curves) in zip(grid.flat, found.items(), strict=False):
-        for label, (x, values_SX) in curves.items():
-            color = f"C{labels.index(label) % 10}"
-            dashes = "-" if labels.index(label) < 10 else "--"
-            axes.plot(x, np.median(values_SX, 0), dashes, color=color, label=label, marker="." if len(x) < 12 else "")
-            axes.fill_between(x, values_SX.min(0), values_SX.max(0), color=color, alpha=0.15, lw=0)
-        axes.set(title=panel, xlabel=x_name)
-        if config.study in ("collapse", "recall", "passkey"):
-            axes.set_xscale("log", base=2)
-        if config.study == "passkey":
-            axes.set_yscale("symlog", base=2)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(y_name)
-    for axes in list(grid.flat)[len(found) :]:
-        axes.set_axis_off()
-    handles = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
-    return study.saved(figure, workdir / f"{config.study}.png")
+    log_x, log_y = config.study in ("collapse", "recall", "passkey"), config.study == "passkey"
+    path = workdir / f"{config.study}.png"
+    drawn = functools.partial(draw, found, x_name, y_name, path, log_x=log_x, log_y=log_y)
+    return text + "\n" + study.figures(drawn)
