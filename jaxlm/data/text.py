@@ -2,6 +2,7 @@
 
     stdlib:            the ``.py`` files of the running Python's standard library, no tests and nothing installed
     stdlib:tests       the same with its test folders
+    stdlib:docstrings  the docstrings of the first, a document each: 1.8 MB of English
     path/to/file       ``.jsonl`` or ``.parquet``, else one document of text; ``.gz`` and ``.zst`` are unpacked
     path/to/folder     every file below it in sorted order, hidden ones left out
     data/**/*.jsonl    every file the pattern matches, in sorted order
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.data import records
+from jaxlm.data.docstrings import docstrings
 from jaxlm.data.records import Document
 
 PARTS = ("train", "validation", "test")
@@ -92,7 +94,10 @@ def read(source: str, *, field: str = "text", binary: bool = False, chunk: int =
     """
     if chunk < 0 or 0 < chunk < 4:
         raise ConfigError(f"chunk: expected 0 (whole documents) or at least 4 bytes, got {chunk}")
-    found = [d for name, path in _files(source) for d in records.documents(name, path, field=field, binary=binary)]
+    if source == "stdlib:docstrings":
+        found = list(_docstrings())
+    else:
+        found = [d for name, path in _files(source) for d in records.documents(name, path, field=field, binary=binary)]
     if not any(document.text for document in found):
         raise ConfigError(f"{source}: no text in it; expected at least one document that is not empty")
     if chunk:
@@ -126,13 +131,19 @@ def _files(source: str) -> list[tuple[str, Path]]:
 
 
 def _stdlib(which: str) -> list[tuple[str, Path]]:
-    choose("stdlib corpus", which, ("", "tests"))
+    choose("stdlib corpus", which, ("", "tests", "docstrings"))
     root = Path(sysconfig.get_path("stdlib"))
     skip = INSTALLED_FOLDERS if which else INSTALLED_FOLDERS | TEST_FOLDERS
     found = [(name, path) for name, path in _walk(root, skip) if name.endswith(".py")]
     if not found:
         raise ConfigError(f"stdlib: this Python keeps no .py sources in {root}; name a file or folder instead")
     return found
+
+
+def _docstrings() -> Iterator[Document]:
+    for document in read("stdlib:").documents:
+        for found in docstrings(document.text.decode()):
+            yield Document(f"{document.name}:{found.first}", found.text.encode("utf-8", "surrogatepass"))
 
 
 def _walk(root: Path, skip: frozenset[str] | set[str] = frozenset()) -> list[tuple[str, Path]]:

@@ -14,7 +14,21 @@ from jaxlm.core.errors import choose
 if TYPE_CHECKING:
     from jaxlm.tokenize.base import Tokenizer
 
-METHODS = {"byte": "byte:ByteTokenizer", "hf": "hf:HfTokenizer"}
+METHODS = {
+    "byte": "byte:ByteTokenizer",
+    "bpe": "bpe:BpeTokenizer",
+    "super_bpe": "super_bpe:SuperBpeTokenizer",
+    "character": "character:CharacterTokenizer",
+    "unigram": "unigram:UnigramTokenizer",
+    "word_piece": "word_piece:WordPieceTokenizer",
+    "path_piece": "path_piece:PathPieceTokenizer",
+    "dictionary": "dictionary:DictionaryTokenizer",
+    "less_is_better": "less_is_better:LessIsBetterTokenizer",
+    "hf": "hf:HfTokenizer",
+    "sentence_piece": "sentence_piece:SentencePieceTokenizer",
+    "tiktoken": "tiktoken_file:TiktokenTokenizer",
+    "k_tokeniser": "k_tokeniser:KTokeniser",
+}
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:

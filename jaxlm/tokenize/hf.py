@@ -26,9 +26,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxlm.core.config import require
+from jaxlm.core.config import from_dict, require
 from jaxlm.core.errors import ConfigError
 from jaxlm.tokenize.base import BOS, EOS, FORMAT, PAD, Tokenizer, read_saved
+from jaxlm.tokenize.byte_alphabet import alphabet
 
 FILE = "tokenizer.json"
 # Where special tokens are named; the first that knows one is believed.
@@ -164,9 +165,9 @@ class HfTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        name, _ = read_saved(path)
+        name, args = read_saved(path)
         require(name == cls.name, f"{path} holds a {name!r} tokenizer, not {cls.name!r}; jaxlm.tokenize.load reads any")
-        return cls(os.fspath(path))
+        return from_dict(cls, {**args, "path": os.fspath(path)})
 
     @functools.cached_property
     def _files(self) -> dict[str, Any]:
@@ -301,17 +302,9 @@ def _without(prefix: bytes, piece: bytes) -> bytes:
     return piece.removeprefix(prefix)
 
 
-@functools.cache
-def _alphabet() -> dict[str, int]:
-    """GPT-2's: printable Latin-1 characters are their own byte, the other bytes follow from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
 def _from_alphabet(token: str) -> bytes:
-    alphabet = _alphabet()
-    return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
+    known = alphabet()
+    return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Studies of tokenizers: what their merges tell, and what they cost."""
