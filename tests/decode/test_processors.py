@@ -11,6 +11,9 @@ import pytest
 
 from jaxlm.core import registry
 from jaxlm.core.errors import ConfigError
+from jaxlm.decode.grammar.constraint import Masks
+from jaxlm.decode.grammar.regex import regex
+from jaxlm.decode.grammar.vocabulary import Vocabulary
 from jaxlm.decode.processor import apply_all, init_all, make_all
 
 VOCAB = 31
@@ -19,6 +22,8 @@ LOGITS = (RNG.standard_normal((4, VOCAB)) * 3).astype(np.float32)
 PROMPT = RNG.integers(0, VOCAB, (4, 6))
 LENGTHS = np.array([6, 1, 4, 5])
 TOKENS = RNG.integers(0, VOCAB, (3, 4))  # chosen one after the other by the four rows
+END = int(np.setdiff1d(np.arange(VOCAB), TOKENS)[0])
+WRITTEN = Masks(regex("[a-z]*"), Vocabulary(tuple(b"z" * (t in TOKENS) for t in range(VOCAB)), (END,)))
 
 
 def softmax(x):
@@ -53,8 +58,12 @@ CASES = [
     ("top_p", {"p": 0.8}, lambda x, _: nucleus(x, 0.8), ("TopP", (0.8,))),
     ("top_p", {"p": 0.01}, lambda x, _: nucleus(x, 0.01), ("TopP", (0.01,))),
     ("min_p", {"p": 0.1}, lambda x, _: keep(x, softmax(x) >= 0.1 * softmax(x).max()), ("MinP", (0.1,))),
+    ("automaton", {"after": [[0, -1], [-1, 1]], "classes": [int(t not in TOKENS) for t in range(VOCAB)]},
+     lambda x, _: keep(x, np.unique(TOKENS)), ("PrefixConstrained", (lambda *_: np.unique(TOKENS).tolist(), 1))),
+    ("constraint", {"constraint": WRITTEN}, lambda x, _: keep(x, np.append(TOKENS, END)),
+     ("PrefixConstrained", (lambda *_: np.unique(np.append(TOKENS, END)).tolist(), 1))),
 ]  # fmt: skip
-ids = [f"{name}-{list(args.values())[0]}" for name, args, _, _ in CASES]
+ids = [f"{name}-{i}" for i, (name, *_) in enumerate(CASES)]
 
 
 def ours(processors, logits=LOGITS):

@@ -7,4 +7,6 @@ METHODS = {
     "top_k": "top_k:TopK",
     "top_p": "top_p:TopP",
     "min_p": "min_p:MinP",
+    "automaton": "automaton:Automaton",
+    "constraint": "constraint:Constrained",
 }

@@ -1,0 +1,136 @@
+"""A constraint that is asked token by token on the host: of the grammars here, or of another library's matcher.
+
+States are numbers, so that the decode loop can carry them: `Constraint.allowed` and `Constraint.advance` are pure
+functions of them, whatever lies behind. `jaxlm.decode.processors.constraint` calls them from inside the compiled loop.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxlm.core.config import require
+from jaxlm.decode.grammar import automaton
+from jaxlm.decode.grammar.automaton import DEAD, Dfa, States
+from jaxlm.decode.grammar.context_free import Grammar
+from jaxlm.decode.grammar.earley import Recogniser
+from jaxlm.decode.grammar.vocabulary import Vocabulary
+
+ENDED = -2  # after the end token, and after one that was not allowed: only the end token goes on
+
+
+class Constraint(abc.ABC):
+    """Base of the constraints. A method defines `start`, `_allowed` and `_advance`.
+
+    What they return is kept for each state that was met.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._masks: dict[int, NDArray[np.bool_]] = {}
+        ended = np.zeros(len(vocabulary), bool)
+        ended[list(vocabulary.end)] = True
+        self._masks[ENDED] = ended
+
+    @property
+    @abc.abstractmethod
+    def start(self) -> int:
+        """The state before the first token."""
+
+    @abc.abstractmethod
+    def _allowed(self, state: int) -> NDArray[np.bool_]:
+        """The tokens that may come next, boolean [V], the end token among them."""
+
+    @abc.abstractmethod
+    def _advance(self, state: int, token: int) -> int:
+        """The state after a token that is allowed and does not end the text."""
+
+    def allowed(self, state: int) -> NDArray[np.bool_]:
+        """The tokens that may come next, boolean [V], the end token among them; never none.
+
+        Raises `ConfigError` where the vocabulary has no token for what must follow.
+        """
+        if state not in self._masks:
+            mask = self._allowed(state)
+            require(mask.any(), "no token of the vocabulary goes on with what the constraint allows")
+            mask.setflags(write=False)
+            self._masks[state] = mask
+        return self._masks[state]
+
+    def advance(self, state: int, token: int) -> int:
+        """The state after a token; `ENDED` after the end, or if the token was not allowed."""
+        inside = token < len(self.vocabulary) and self.allowed(state)[token]
+        return self._advance(state, token) if inside and token not in self.vocabulary.end else ENDED
+
+    def may_end(self, state: int) -> bool:
+        """Whether the text may end here."""
+        return bool(self.allowed(state)[self.vocabulary.end[0]])
+
+    def run(self, tokens: list[int]) -> int:
+        """The state after some tokens."""
+        state = self.start
+        for token in tokens:
+            state = self.advance(state, token)
+        return state
+
+
+class Masks(Constraint):
+    """The constraint of a language of this library, exact: context-free of any nesting, or regular.
+
+    Args:
+      language: a grammar, an automaton, or other states over bytes.
+      vocabulary: of the model.
+    """
+
+    def __init__(self, language: Grammar | States, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self.states: States = Recogniser(language) if isinstance(language, Grammar) else language
+        if isinstance(self.states, Dfa):
+            self.states = automaton.reduced(self.states, "automaton")  # so that what goes on also comes to an end
+
+    @property
+    def start(self) -> int:
+        return self.states.start
+
+    def _allowed(self, state: int) -> NDArray[np.bool_]:
+        return self.vocabulary.allowed(self.states, state)
+
+    def _advance(self, state: int, token: int) -> int:
+        after = automaton.run(self.states, self.vocabulary.token_bytes[token], state)
+        assert after != DEAD
+        return after
+
+
+class Matched(Constraint):
+    """Base of the adapters: another library's matcher of a whole text, one for each prefix that was met.
+
+    Prefixes are numbered as they come; a prefix is kept as its matcher.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, matcher: object) -> None:
+        super().__init__(vocabulary)
+        self._matchers = [matcher]
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @abc.abstractmethod
+    def _consumed(self, matcher: object, token: int) -> object:
+        """A matcher that has read one more token; the one given stays as it is."""
+
+    @abc.abstractmethod
+    def _mask(self, matcher: object) -> NDArray[np.bool_]:
+        """The tokens that the matcher allows, boolean [V]."""
+
+    def _allowed(self, state: int) -> NDArray[np.bool_]:
+        return self._mask(self._matchers[state])
+
+    def _advance(self, state: int, token: int) -> int:
+        if (state, token) not in self._numbers:
+            self._matchers.append(self._consumed(self._matchers[state], token))
+            self._numbers[state, token] = len(self._matchers) - 1
+        return self._numbers[state, token]
