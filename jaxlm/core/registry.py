@@ -26,6 +26,7 @@ ROOMS = {
     "task": "jaxlm.data.tasks",
     "tokenizer": "jaxlm.tokenize",
     "family": "jaxlm.interop.families",
+    "embedding_init": "jaxlm.interop.embedding_init",
 }
 
 _EXTRA: dict[tuple[str, str], type] = {}

@@ -8,7 +8,6 @@ replaced by a generated `Language`; `listing` says which, and results are only c
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import gzip
@@ -25,6 +24,7 @@ import numpy as np
 from jaxlm.core.config import Spec, require
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.data import text as corpus
+from jaxlm.data.docstrings import Docstring, docstrings
 
 PIECE = 2048  # bytes
 SCRIPTS = {"latin": ord("a"), "cyrillic": ord("а"), "cjk": 0x4E00}  # where the code points of a..z go
@@ -208,38 +208,28 @@ def _files(root: Path | None, pattern: str) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=lambda path: _mixing(found[path]))
 
 
-def _sources() -> Iterator[tuple[str, list[tuple[int, int, str]]]]:
-    """(text, [(first line, last line, docstring)]) of the standard library's modules."""
+def _sources() -> Iterator[tuple[str, list[Docstring]]]:
+    """The standard library's modules with their docstrings."""
     try:
         documents = corpus.read("stdlib:").documents
     except ConfigError:
         return
     for document in sorted(documents, key=lambda d: _mixing(d.name)):
         text = document.text.decode()
-        try:
-            tree = ast.parse(text)
-        except (ValueError, SyntaxError):
-            continue
-        found = []
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                docstring = ast.get_docstring(node)
-                if docstring:
-                    found.append((node.body[0].lineno, node.body[0].end_lineno or node.body[0].lineno, docstring))
-        yield text, found
+        yield text, docstrings(text)
 
 
 def _code(_: Path | None) -> Iterator[bytes]:
-    for text, docstrings in _sources():
+    for text, found in _sources():
         lines = text.splitlines(keepends=True)
-        for first, last, _doc in docstrings:
+        for first, last, _doc in found:
             lines[first - 1 : last] = [""] * (last - first + 1)
         yield "".join(lines).encode()
 
 
 def _docstrings(_: Path | None) -> Iterator[bytes]:
-    for _text, docstrings in _sources():
-        yield "".join(f"{doc.strip()}\n\n" for *_, doc in docstrings).encode()
+    for _text, found in _sources():
+        yield "".join(f"{doc.strip()}\n\n" for *_, doc in found).encode()
 
 
 def _headers(_: Path | None) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ class Docstring(NamedTuple):
 
 
 def docstrings(source: str) -> list[Docstring]:
-    """Those of the module, its classes and functions; none of what this Python cannot parse."""
+    """Those of the module, its classes and functions, outer ones first; none of what this Python cannot parse."""
     try:
         with _PARSING:
             tree = ast.parse(source)
@@ -31,4 +31,4 @@ def docstrings(source: str) -> list[Docstring]:
             if text:
                 body = node.body[0]
                 found.append(Docstring(body.lineno, body.end_lineno or body.lineno, text))
-    return sorted(found)
+    return found

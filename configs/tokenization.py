@@ -1,0 +1,107 @@
+"""Tokenization: Markov sources, digits, counting, cuts, mixtures behind merges, vocabulary sizes, segmentations. A
+preset is a study and a size: `smoke`, `study` or `accelerator` (so `markov_study`).
+
+    python -m experiments.tokenization --config=configs/tokenization.py:markov_study --workdir=runs/tokenization/markov
+
+Expected (limits that the tables print beside what was found):
+markov: unigram over 64 BPE tokens within .05 bits of the entropy rate of orders 1 and 2, over symbols within .005 of
+the floor; the transformer on symbols of order 2 within .03 of the floor after a quarter of its steps, on tokens < .6.
+digits: longer answers right .2 more often with groups from the right than from the left, and from the left half of the
+errors on them in the second group.
+counting: letters with a tally >= .99; BPE .15 lower at equal steps.
+cuts: naive > healing > covers in bits; with the counts covers 2 below naive and .5 below healing.
+mixture: log10 MSE <= -3.5 with 300 merges (mean of seeds), 1.5 below equal shares, within 120 processor seconds; <= -6
+from the training text itself.
+vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width.
+segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
+typos.
+
+Hardware and wall time: each `smoke` under 60 s; the `study` presets 2 CPU cores; `accelerator` on one GPU or TPU chip,
+wall time not measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from experiments.tokenization.counting import Counting
+from experiments.tokenization.cuts import Cuts
+from experiments.tokenization.digits import Digits
+from experiments.tokenization.frame import Study
+from experiments.tokenization.language_model import SmallModel
+from experiments.tokenization.markov import Markov
+from experiments.tokenization.mixture import MixtureRecovery
+from experiments.tokenization.segmentation import Segmentation
+from experiments.tokenization.vocabulary import Vocabulary
+from jaxlm.core.errors import choose
+
+TINY = SmallModel(width=32, layers=1, heads=2, batch_size=8, steps=20, steps_per_call=10)
+LARGE = SmallModel(width=512, layers=6, heads=8, row_bytes=2048, batch_size=64, steps=5000, rate=1e-3)
+
+STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str, object]]] = {
+    "markov": (
+        "a source of order k with and without tokens",
+        Markov,
+        {"orders": (2,), "dictionaries": (2, 16, 64), "train_symbols": 20_000, "test_symbols": 5_000, "model": TINY,
+         "model_symbols": 20_000, "readings": 2},
+        {"orders": tuple(range(1, 9)), "model": SmallModel(width=64, heads=2, steps=5000, batch_size=128),
+         "model_symbols": 50_000_000},
+    ),
+    "digits": (
+        "groups of digits from the left and from the right, in addition",
+        Digits,
+        {"digits": 2, "model": TINY, "problems": 40},
+        {"digits": 9, "model": dataclasses.replace(LARGE, batch_size=512, steps=10_000)},
+    ),
+    "counting": (
+        "letters counted under different segmentations",
+        Counting,
+        {"longest": 6, "merges": 4, "model": TINY, "strings": 60},
+        {"longest": 40, "merges": 60, "model": dataclasses.replace(LARGE, batch_size=512)},
+    ),
+    "cuts": (
+        "the next byte at random cuts: naive, healed, exact",
+        Cuts,
+        {"vocab_size": 300, "model": TINY, "cuts": 20, "longest": 40, "train_bytes": 50_000, "test_bytes": 5_000},
+        {"vocab_size": 4096, "model": dataclasses.replace(LARGE, steps=2000)},
+    ),
+    "mixture": (
+        "the mixture of a tokenizer's training data, from its merges",
+        MixtureRecovery,
+        {"merges": (30,)},
+        {"merges": (300, 1000, 3000)},
+    ),
+    "vocabulary": (
+        "the best size of a vocabulary against that of the model",
+        Vocabulary,
+        {"widths": (32, 64), "vocabularies": (300, 400, 500), "operations": 2e8, "model": TINY, "readings": 2,
+         "train_bytes": 100_000, "test_bytes": 2_000},
+        {"widths": (128, 192, 256, 384, 512), "vocabularies": (1024, 2048, 4096, 8192, 16384), "operations": 5e15,
+         "model": dataclasses.replace(LARGE, row_bytes=1024)},
+    ),
+    "segmentation": (
+        "kinds of segmentation at equal bytes",
+        Segmentation,
+        {"tokenizers": ("byte", "bpe", "bpe_dropout"), "vocab_size": 300, "passes": 1, "model": TINY,
+         "train_bytes": 50_000, "test_bytes": 2_000},
+        {"vocab_size": 8192, "train_bytes": 0, "model": LARGE},
+    ),
+}  # fmt: skip
+SIZES = {
+    "smoke": "that everything runs (< 60 s on 2 CPU cores)",
+    "study": "3 seeds, 2 CPU cores",
+    "accelerator": "nearer to the paper's size, one GPU or TPU chip",
+}
+PRESETS = {
+    "smoke": f"as markov_smoke: {SIZES['smoke']}",
+    **{f"{study}_{size}": f"{what}: {SIZES[size]}" for study, (what, *_) in STUDIES.items() for size in SIZES},
+}
+
+
+def get_config(preset: str = "markov_study") -> Study:
+    choose("preset", preset, PRESETS)
+    study, _, size = ("markov_smoke" if preset == "smoke" else preset).rpartition("_")
+    _, build, smoke, accelerator = STUDIES[study]
+    fields = {"smoke": smoke, "study": {}, "accelerator": accelerator}[size]
+    return build(**fields, seeds=(0,) if size == "smoke" else (0, 1, 2))
