@@ -1,5 +1,5 @@
-"""Tokenization: Markov sources, digits, counting, cuts, mixtures behind merges, vocabulary sizes, segmentations. A
-preset is a study and a size: `smoke`, `study` or `accelerator` (so `markov_study`).
+"""Tokenization: Markov sources, digits, counting, cuts, mixtures behind merges, vocabulary sizes, segmentations,
+exchanged tokenizers. A preset is a study and a size: `smoke`, `study` or `accelerator` (so `markov_study`).
 
     python -m experiments.tokenization --config=configs/tokenization.py:markov_study --workdir=runs/tokenization/markov
 
@@ -15,6 +15,8 @@ from the training text itself.
 vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width.
 segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
 typos.
+surgery: at once random > mean of pieces > hypernetwork in bits per byte, which closes .6 of the gap between random rows
+and a model trained with the new tokenizer.
 
 Hardware and wall time: each `smoke` under 60 s; the `study` presets 2 CPU cores; `accelerator` on one GPU or TPU chip,
 wall time not measured.
@@ -33,8 +35,10 @@ from experiments.tokenization.language_model import SmallModel
 from experiments.tokenization.markov import Markov
 from experiments.tokenization.mixture import MixtureRecovery
 from experiments.tokenization.segmentation import Segmentation
+from experiments.tokenization.surgery import Surgery
 from experiments.tokenization.vocabulary import Vocabulary
 from jaxlm.core.errors import choose
+from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 
 TINY = SmallModel(width=32, layers=1, heads=2, batch_size=8, steps=20, steps_per_call=10)
 LARGE = SmallModel(width=512, layers=6, heads=8, row_bytes=2048, batch_size=64, steps=5000, rate=1e-3)
@@ -86,6 +90,15 @@ STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str,
         {"tokenizers": ("byte", "bpe", "bpe_dropout"), "vocab_size": 300, "passes": 1, "model": TINY,
          "train_bytes": 50_000, "test_bytes": 2_000},
         {"vocab_size": 8192, "train_bytes": 0, "model": LARGE},
+    ),
+    "surgery": (
+        "another tokenizer for a trained model",
+        Surgery,
+        {"old": 300, "new": 320, "model": TINY, "tuned": 5, "network": EmbeddingHypernetwork(width=16, heads=2),
+         "network_steps": 10, "drawn": (300, 400), "train_bytes": 50_000, "test_bytes": 2_000},
+        {"old": 4096, "new": 8192, "model": dataclasses.replace(LARGE, width=384, heads=6, steps=3000), "tuned": 1000,
+         "network": EmbeddingHypernetwork(width=384, heads=6), "network_steps": 3000, "drawn": (2048, 16384),
+         "train_bytes": 0},
     ),
 }  # fmt: skip
 SIZES = {

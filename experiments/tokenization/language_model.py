@@ -97,6 +97,10 @@ class Training:
         self._trainer = Trainer(self.model, NextToken(), small.optimizer(), small.steps)
         self._chunk = jax.jit(functools.partial(jax.lax.scan, self._trainer.step), donate_argnums=0)
 
+    def begin(self, seed: int, params: Params) -> Any:
+        """The state before the first step from given parameters, which are copied."""
+        return self._trainer.init(params, seed)
+
     def __call__(self, seed: int, until: int | None = None, state: Any = None) -> tuple[Params, Any]:
         """Parameters after ``until`` steps (all of them if None), and the state to go on from."""
         call = self.small.steps_per_call

@@ -1,0 +1,210 @@
+"""Another tokenizer for a trained model: which new embeddings lose least, at once and after a little training?
+
+A model is trained on code with one tokenizer and gets one made for prose (Minixhofer et al. 2024, Zero-Shot Tokenizer
+Transfer, and the methods of the slot ``embedding_init``); read on held-out prose, in bits per byte, right after the
+exchange and after a short continued training. *random* is the control; *trained with it*, a model that had the new
+tokenizer from the start, and the same training otherwise, is what an exchange could reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from experiments import panels
+from experiments import study as frame
+from experiments.claims import Line, between
+from experiments.panels import Panels
+from experiments.tokenization.frame import Arm, Found, Results, Run, Study
+from experiments.tokenization.language_model import SmallModel, Training, bits_per_byte, of_text
+from experiments.tokenization.texts import Texts, make, stream_of
+from jaxlm.core.config import require
+from jaxlm.core.types import Params
+from jaxlm.data.tokenizer_transfer import spelling, transfer_batch
+from jaxlm.interop.vocabulary import swap_vocabulary
+from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork, TransferModel
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.spec import ModelSpec
+from jaxlm.objective.tokenizer_transfer import TokenizerTransfer
+from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.sampled_unigram import sample_unigram
+from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.schedule import Schedule
+from jaxlm.train.tokenizer_transfer import TransferTrainer
+
+NETWORK, WHOLE, BITS = "hypernetwork", "trained with it", "bits per byte"
+INITS = ("random", "covariance", "mean", "mean_of_pieces", "focus", "wechsel", "ofa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Surgery(Study):
+    """The study of exchanged tokenizers.
+
+    Attributes:
+      old, new: sizes of the vocabularies.
+      model: the transformer and its training on code.
+      tuned: steps of continued training on prose.
+      tuning_rate: its highest learning rate.
+      network: that predicts embeddings.
+      network_steps: of its training, each on texts under a tokenizer drawn at random.
+      fresh_every: steps for which a drawn tokenizer is kept.
+      drawn: least and most ids of a drawn tokenizer.
+      train_bytes, test_bytes: of either text.
+    """
+
+    name: ClassVar[str] = "surgery"
+    claim: ClassVar[str] = (
+        "a model takes another tokenizer at once if a network trained for it predicts the embeddings; averages of "
+        "pieces and of neighbours lose more, random rows all (Minixhofer et al. 2024; Dobler and de Melo 2023)"
+    )
+    axes: ClassVar[tuple[str, str]] = ("steps after the exchange", BITS)
+
+    old: int = 1024
+    new: int = 2048
+    model: SmallModel = SmallModel()
+    tuned: int = 100
+    tuning_rate: float = 1e-3
+    network: EmbeddingHypernetwork = EmbeddingHypernetwork()
+    network_steps: int = 600
+    fresh_every: int = 5
+    drawn: tuple[int, int] = (512, 4096)
+    train_bytes: int = 3_000_000
+    test_bytes: int = 50_000
+
+    def check(self) -> None:
+        super().check()
+        require(min(self.tuned, self.network_steps, self.fresh_every) > 0, "Surgery: steps must be positive")
+        require(
+            300 <= self.drawn[0] <= self.drawn[1], f"Surgery.drawn: expected 300 <= least <= most, got {self.drawn}"
+        )
+
+    def arms(self) -> Sequence[Arm]:
+        steps = {NETWORK: self.network_steps + self.tuned, WHOLE: self.model.steps + self.tuned}
+        return [Arm("", label, steps.get(label, self.tuned)) for label in (*INITS, NETWORK, WHOLE)]
+
+    def runner(self, arm: Arm, progress: frame.Report) -> Run:
+        made = _made(self)
+        stream, test = (stream_of(made.target, one) for one in (made.prose.train_texts, made.prose.test_texts))
+        length = self.model.row_tokens(stream, made.prose.train.num_bytes)
+        small = dataclasses.replace(self.model, steps=self.tuned, rate=self.tuning_rate)
+        tuning = Training(small, made.target.vocab_size, of_text(small, stream, length), progress)
+
+        def run(seed: int) -> Iterator[Found]:
+            params = self._exchanged(made, arm.label, seed, progress)
+            read = lambda params: bits_per_byte(tuning.model, params, test, length, made.prose.test.num_bytes)
+            yield Found(BITS, read(params), 0)
+            params, _ = tuning(seed, state=tuning.begin(seed, params))
+            yield Found(BITS, read(params), self.tuned)
+
+        return run
+
+    def _exchanged(self, made: _Made, label: str, seed: int, progress: frame.Report) -> Params:
+        """Parameters of the model with the new tokenizer."""
+        if label == WHOLE:
+            return made.trained(self.model, made.target, seed, progress)
+        spec, params = self.model.spec(made.source.vocab_size), made.base(self.model, seed, progress)
+        if label == NETWORK:
+            return self._predicted(made, spec, params, seed, progress)
+        texts = made.prose.train_texts if label in ("focus", "wechsel", "ofa") else ()
+        model = LanguageModel(spec)
+        return swap_vocabulary(model, params, made.source, made.target, label, texts=texts, seed=seed)[1]
+
+    def _predicted(self, made: _Made, spec: ModelSpec, params: Params, seed: int, progress: frame.Report) -> Params:
+        """The model with the embeddings that a network, trained for it on code alone, predicts."""
+        model = TransferModel(spec, self.network)
+        schedule = Schedule("cosine", 1e-3, warmup=0.05, final_fraction=0.05)
+        trainer = TransferTrainer(model, TokenizerTransfer(), Optimizer(schedule=schedule), self.network_steps)
+        state, step = trainer.init(jax.random.key(seed)), jax.jit(trainer.step, donate_argnums=0)
+        draws, length = np.random.default_rng(seed), 64
+        pieces, target = self.network.max_pieces, made.source
+        for number in range(self.network_steps):
+            if number % self.fresh_every == 0:
+                size = round(float(np.exp(draws.uniform(*np.log(self.drawn)))))
+                target = sample_unigram(made.snippets(draws, 64, 1024), size, draws)
+            texts = made.snippets(draws, self.model.batch_size, self.model.row_bytes)
+            batch = transfer_batch(made.source, target, texts, length, rows=self.drawn[1], max_pieces=pieces)
+            state, metrics = step(state, params, batch)
+            progress.steps(1, {"tokens": batch["weights"].sum()[None], "loss": metrics["loss"][None]})
+        found = spelling(made.source, made.target, max_pieces=pieces)
+        tables = jax.jit(model.predict)({"base": params, "hypernetwork": state.params}, found)
+        kept = {name: value for name, value in tables.items() if name in ("table", "kernel")}
+        made_whole = model.with_tables({"base": params}, kept)
+        return {name: value for name, value in made_whole.items() if value}  # a tied model has no head
+
+    def lines(self, found: Results) -> Iterator[Line]:
+        of = lambda label, at=0: found.of("", label, BITS, at)
+        better = [("random", "mean_of_pieces"), ("random", "focus"), ("mean_of_pieces", NETWORK)]
+        for worse, arm in better:
+            if values := between(of(worse), of(arm)):
+                yield Line(f"at once: {worse} over {arm}, bits per byte", 0.0, True, values)
+        if of(NETWORK) and of(WHOLE) and of("random"):
+            gaps = {s: (of("random")[s] - of(NETWORK)[s]) / (of("random")[s] - of(WHOLE)[s]) for s in of(NETWORK)}
+            yield Line("share of random's gap to 'trained with it' that the network closes", 0.6, True, gaps)
+        if values := between(of("random", self.tuned), of("mean_of_pieces", self.tuned)):
+            yield Line(f"after {self.tuned} steps: random over mean_of_pieces", 0.0, True, values)
+
+    def columns(self, found: Results, part: str) -> dict[str, Callable[[str], dict[int, float]]]:
+        at = lambda step: lambda label: found.of(part, label, BITS, step)
+        return {"at once": at(0), f"after {self.tuned} steps": at(self.tuned)}
+
+    def panels(self, found: Results) -> Panels:
+        out: Panels = {}
+        for arm in self.arms():
+            panels.add(out, "code to prose", arm.label, found.curve("", arm.label, BITS))
+        return out
+
+
+class _Made:
+    """What the arms of a study share: texts, tokenizers, and the model of each seed, trained once."""
+
+    def __init__(self, study: Surgery):
+        self.code = Texts("stdlib:", study.train_bytes, study.test_bytes)
+        self.prose = Texts(most=study.train_bytes, held_out=study.test_bytes)
+        self.source = make("bpe", self.code.train_texts, study.old)
+        self.target = make("bpe", self.prose.train_texts, study.new)
+        self._lock, self._base = threading.Lock(), {}
+
+    def base(self, small: SmallModel, seed: int, progress: frame.Report) -> Params:
+        with self._lock:
+            if seed not in self._base:
+                self._base[seed] = self.trained(small, self.source, seed, _Silent(progress))
+            return self._base[seed]
+
+    def trained(self, small: SmallModel, tokenizer: Tokenizer, seed: int, progress: Any) -> Params:
+        """A model's parameters after training on code."""
+        stream = stream_of(tokenizer, self.code.train_texts)
+        length = small.row_tokens(stream, self.code.train.num_bytes)
+        return Training(small, tokenizer.vocab_size, of_text(small, stream, length), progress)(seed)[0]
+
+    def snippets(self, draws: np.random.Generator, number: int, size: int) -> list[bytes]:
+        """Pieces of code, from a line's start."""
+        found = []
+        for i in draws.integers(0, len(self.code.train_texts), number).tolist():
+            text = self.code.train_texts[i]
+            start = text.rfind(b"\n", 0, int(draws.integers(0, len(text)))) + 1
+            found.append(text[start : start + size])
+        return found
+
+
+class _Silent:
+    """A report that does not count steps: those that arms share are not among an arm's."""
+
+    def __init__(self, report: frame.Report):
+        self._report = report
+
+    def steps(self, steps: int, metrics: Any) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
+        self._report.note(line)
+
+
+@functools.cache
+def _made(study: Surgery) -> _Made:
+    return _Made(study)
