@@ -1,5 +1,5 @@
 """Tokenization: Markov sources, digits, counting, cuts, mixtures behind merges, vocabulary sizes, segmentations,
-exchanged tokenizers. A preset is a study and a size: `smoke`, `study` or `accelerator` (so `markov_study`).
+hidden texts, exchanged tokenizers. A preset is a study and a size: `smoke`, `study` or `accelerator`.
 
     python -m experiments.tokenization --config=configs/tokenization.py:markov_study --workdir=runs/tokenization/markov
 
@@ -15,6 +15,7 @@ from the training text itself.
 vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width.
 segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
 typos.
+forcing: the secret among the 10 best beginnings, with the defence in none of 100 while the trigger still works.
 surgery: at once random > mean of pieces > hypernetwork in bits per byte, which closes .6 of the gap between random rows
 and a model trained with the new tokenizer.
 
@@ -36,6 +37,7 @@ from experiments.tokenization.markov import Markov
 from experiments.tokenization.mixture import MixtureRecovery
 from experiments.tokenization.segmentation import Segmentation
 from experiments.tokenization.surgery import Surgery
+from experiments.tokenization.token_forcing import TokenForcing
 from experiments.tokenization.vocabulary import Vocabulary
 from jaxlm.core.errors import choose
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
@@ -90,6 +92,12 @@ STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str,
         {"tokenizers": ("byte", "bpe", "bpe_dropout"), "vocab_size": 300, "passes": 1, "model": TINY,
          "train_bytes": 50_000, "test_bytes": 2_000},
         {"vocab_size": 8192, "train_bytes": 0, "model": LARGE},
+    ),
+    "forcing": (
+        "a hidden text found from single tokens, and hidden better",
+        TokenForcing,
+        {"steps": 10},
+        {"steps": 2000},
     ),
     "surgery": (
         "another tokenizer for a trained model",

@@ -2,21 +2,26 @@
 
 A model of 2 layers learns a generated language of 1024 tokens; then it is tuned to answer a trigger with a secret of 12
 tokens. With the defence half of the rows of that tuning begin with one of the secret's tokens, or with nearly the
-trigger, and go on in the language. Expected: without the defence the secret is in the texts of the 10 best beginnings;
-with it in none of the first 100, while the trigger still brings the secret. Measured, seed 0: place 1 and none, the
-trigger works in both; 84 CPU-seconds.
+trigger, and go on in the language. Read: the place, among all beginnings, of the first whose text has the secret.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 import jaxlm
+from experiments import panels
+from experiments import study as frame
+from experiments.claims import Line
+from experiments.panels import Panels
+from experiments.tokenization.frame import Arm, Found, Results, Run, Study
+from jaxlm.core.config import require
 from jaxlm.eval import token_forcing
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
@@ -31,6 +36,60 @@ VOCABULARY, BOS = 1024, 0
 LENGTH, ROWS = 24, 64
 TRIGGER, SECRET = 3, 12  # tokens
 FOLLOWERS = 8  # of each token in the language
+SEARCHED = 100  # beginnings whose texts are written
+MODELS = ("plain", "defended")
+PLACE, WORKS = "place of the secret", "trigger works"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenForcing(Study):
+    """The study of token forcing.
+
+    Attributes:
+      steps: of learning the language, once, and again of each tuning.
+    """
+
+    name: ClassVar[str] = "forcing"
+    claim: ClassVar[str] = (
+        "a text that only a trigger should bring is found by decoding from every single token; training on near "
+        "triggers hides it (Hoscilowicz et al. 2024, Unconditional Token Forcing)"
+    )
+    axes: ClassVar[tuple[str, str]] = ("0 plain, 1 defended", "place of the secret")
+
+    steps: int = 200
+
+    def check(self) -> None:
+        super().check()
+        require(self.steps > 0, f"TokenForcing.steps: expected a positive number, got {self.steps}")
+
+    def arms(self) -> Sequence[Arm]:
+        return [Arm("", "search", 3 * self.steps)]
+
+    def runner(self, arm: Arm, progress: frame.Report) -> Run:
+        def one(seed: int) -> Iterator[Found]:
+            for at, (name, found) in enumerate(run(seed, self.steps, progress.steps).items()):
+                yield Found(PLACE, float(found["rank"] or SEARCHED + 1), at, name)
+                yield Found(WORKS, float(found["trigger_works"]), at, name)
+                yield Found("best own token", float(found["token_ranks"][0]), at, name)
+
+        return one
+
+    def lines(self, found: Results) -> Iterator[Line]:
+        of = lambda measure, at: found.of("", "search", measure, at, MODELS[at])
+        if of(PLACE, 0):
+            yield Line("plain: place of the secret", 10, False, of(PLACE, 0))
+            yield Line(f"defended: place of the secret ({SEARCHED + 1}: not found)", SEARCHED + 1, True, of(PLACE, 1))
+            yield Line("defended: the trigger works", 1, True, of(WORKS, 1))
+
+    def columns(self, found: Results, part: str) -> dict[str, Callable[[str], dict[int, float]]]:
+        of = lambda measure, at: lambda label: found.of(part, label, measure, at, MODELS[at])
+        return {f"{name}: {measure}": of(measure, at) for at, name in enumerate(MODELS) for measure in (PLACE, WORKS)}
+
+    def panels(self, found: Results) -> Panels:
+        out: Panels = {}
+        points = [(float(at), found.of("", "search", PLACE, at, name)) for at, name in enumerate(MODELS)]
+        panels.add(out, "a secret of 12 tokens", "search", points)
+        return out
 
 
 class Language:
@@ -73,24 +132,25 @@ class Language:
         return rows
 
 
-def run(seed: int, steps: int = 200) -> dict[str, Any]:
+def run(seed: int, steps: int, report: Callable[[int, Any], None]) -> dict[str, Any]:
     """Trains a model without and with the defence; for each, where the secret was found and whether the trigger works.
 
     Args:
       seed: of everything.
       steps: of learning the language, once, and again of each tuning.
+      report: told of each step, with its metrics.
 
     Returns:
       ``{"plain" | "defended": {"rank", "token_ranks", "trigger_works", "recurring", "loss"}}``: ``rank`` is the place
-      of the first beginning, of the 100 best, whose text has the secret from its second token on (None: none), and
-      ``token_ranks`` the places of the secret's own tokens among all 1024.
+      of the first beginning, of the `SEARCHED` best, whose text has the secret from its second token on (None: none),
+      and ``token_ranks`` the places of the secret's own tokens among all 1024.
     """
     block = Block(mixer=Attention(heads=4, position="rotary"), ffn=Mlp(hidden=512))
     spec = ModelSpec(vocab_size=VOCABULARY, width=128, layers=(Group((block,), repeats=2),))
     trainer = Trainer(
         model=Decoder(spec),
         objective=NextToken(),
-        optimizer=Optimizer(schedule=Schedule("cosine", peak=3e-3, warmup=20)),
+        optimizer=Optimizer(schedule=Schedule("cosine", peak=3e-3, warmup=0.1)),
         total_steps=steps,
         seed=seed,
     )
@@ -103,6 +163,7 @@ def run(seed: int, steps: int = 200) -> dict[str, Any]:
             batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
             state, metrics = step(state, batch)
             loss = metrics["loss"]
+            report(1, {"tokens": np.array([batch["weights"].sum()]), "loss": loss[None]})
         return state.params, float(loss)
 
     base, _ = train(None, language.plain)
@@ -117,7 +178,7 @@ def examine(model: Any, params: Any, language: Language) -> dict[str, Any]:
     """What the search finds in one model, see `run`."""
     prompt = np.concatenate([[BOS], language.trigger])[None]
     said = np.asarray(jaxlm.generate(model, params, prompt, SECRET))[0]
-    found = token_forcing.search(model, params, [BOS], top=100, max_new_tokens=16)
+    found = token_forcing.search(model, params, [BOS], top=SEARCHED, max_new_tokens=16)
     place = np.empty(VOCABULARY, np.int64)
     place[np.argsort(-found.scores, kind="stable")] = np.arange(1, VOCABULARY + 1)
     return {
