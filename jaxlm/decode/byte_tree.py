@@ -212,7 +212,8 @@ def advance(spec: ModelSpec, tables: Tables, params: Params, growth: Growth, byt
     place = (growth.newest + 1) % tables.ring
     ring = dataclasses.replace(ring, weight=alive - shift, at=jnp.where(alive == NEG, 0, at))
     new = dataclasses.replace(new, weight=new.weight - shift)
-    ring = jax.tree.map(lambda all, one: all.at[place].set(one), ring, new)
+    write = jax.lax.dynamic_update_index_in_dim  # in place, which a scatter is not
+    ring = jax.tree.map(lambda every, one: write(every, one, place, 0), ring, new)
     return Growth(growth.step + 1, place, ring, growth.base, caches)
 
 
@@ -325,6 +326,7 @@ def feed(
         growth, logs = carry
         byte = jax.lax.dynamic_index_in_dim(forced_BK, k, 1, keepdims=False)
         said = jnp.take_along_axis(distribution(tables, growth), jnp.maximum(byte, 0)[:, None], 1)
+        byte = jnp.where(said[:, 0] > 0.5, -1, byte)  # never; so that the ring is read before it is written: no copy
         logs = jax.lax.dynamic_update_slice_in_dim(logs, said, k, 1)
         return advance(spec, tables, params, growth, byte), logs
 
