@@ -25,8 +25,8 @@ from experiments.tokenization.language_model import SmallModel, Training, of_tex
 from experiments.tokenization.texts import Texts, make, stream_of
 from jaxlm.core.config import require
 from jaxlm.decode.byte_level import byte_view, naive_next_byte
-from jaxlm.decode.byte_prompt import prompts_of
-from jaxlm.decode.token_model import FullPass, Ids, TokenModel
+from jaxlm.decode.token_healing import healed_next_byte
+from jaxlm.decode.token_model import FullPass, Ids
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.tokenize.base import Tokenizer
 
@@ -158,26 +158,3 @@ class Cuts(Study):
                 points = [(at, found.of("", model, name, at, place)) for at, place in enumerate(PLACES)]
                 panels.add(out, model, name, [(float(at), values) for at, values in points])
         return out
-
-
-def healed_next_byte(model: TokenModel, tokenizer: Tokenizer, prompts: Sequence[bytes]) -> NDArray[np.float64]:
-    """Natural log-probabilities [B, 257] after taking the last token back, the end of the text last.
-
-    The next token must begin with what was taken back: by a longer one the next byte is said, after the same one it is
-    said by the first byte of the token that follows.
-    """
-    made = prompts_of(tokenizer, prompts)
-    whole = [(*prompt.head, *tokenizer.encode(prompt.data).tolist()) for prompt in made]
-    rows, after = (np.exp(model(ids)) for ids in ([ids[:-1] for ids in whole], whole))
-    table, ends = tokenizer.token_bytes, list(tokenizer.stop_ids)
-    first = np.array([piece[0] if piece else 256 for piece in table])
-    masses = np.zeros((len(whole), 257))
-    for out, ids, row, same in zip(masses, whole, rows, after, strict=True):
-        back = table[ids[-1]]
-        for i in (i for i, piece in enumerate(table) if len(piece) > len(back) and piece.startswith(back)):
-            out[table[i][len(back)]] += row[i]
-        spelled = np.bincount(first, same[: len(table)], 257)[:256]
-        out[:256] += row[ids[-1]] * spelled
-        out[256] = row[ids[-1]] * same[ends].sum()
-    with np.errstate(divide="ignore"):
-        return np.log(masses / masses.sum(1, keepdims=True))

@@ -30,6 +30,7 @@ def source(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_toy_of_the_study(source, tmp_path, capsys):
     """One base, one method, one tuned arm; what is there is not made again, and the table is of the files alone."""
     config = get_config("smoke")

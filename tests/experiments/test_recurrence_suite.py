@@ -26,6 +26,7 @@ def test_every_recurrent_mixer_takes_part() -> None:
     assert all(found[name].causal for name in recurrent)
 
 
+@pytest.mark.slow
 def test_ours_alone(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: suite.mixers()[name] for name in ("mamba2", "attention", "retnet")}
     monkeypatch.setattr(suite, "mixers", lambda: few)

@@ -143,6 +143,7 @@ def test_presets_are_sound(preset):
     assert config.seeds == ((0,) if "smoke" in preset else (0, 1, 2))
 
 
+@pytest.mark.slow
 def test_the_binary(tmp_path):
     """From the command line: a run, its files, the same again from results.csv, and a bad value in one line."""
 

@@ -16,7 +16,7 @@ from experiments import panels
 from experiments.claims import Line
 from experiments.tokenization import frame
 from experiments.tokenization.counting import ASK, END, LETTERS, Cut, Strings
-from experiments.tokenization.cuts import Trigrams, healed_next_byte
+from experiments.tokenization.cuts import Trigrams
 from experiments.tokenization.digits import CUTS, EQUALS, IDS, PAD, PLUS, Additions
 from experiments.tokenization.digits import END as STOP
 from experiments.tokenization.frame import Arm, Found, Results, Row, Study
@@ -24,6 +24,7 @@ from experiments.tokenization.markov import Markov
 from experiments.tokenization.texts import with_typos
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.errors import ConfigError
+from jaxlm.decode.token_healing import healed_next_byte
 from jaxlm.tokenize.bpe import BpeTokenizer
 
 

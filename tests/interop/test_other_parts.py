@@ -40,6 +40,7 @@ def test_a_scaling_on_llama_is_the_scaled_llama():
     assert np.abs(caller(scaled.spec)(params, tokens)[0] - caller(model.spec)(params, tokens)[0]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_views_on_llama():
     """Two merged views (as SelfExtend has), full pass = pieces = steps, with the weights and grouped heads of Llama."""
     model, params = loaded("llama")

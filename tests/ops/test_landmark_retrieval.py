@@ -93,7 +93,9 @@ def oracle(blocks: int) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5])
+@pytest.mark.parametrize(
+    "blocks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_equals_the_oracle(blocks: int) -> None:
     close(ours(blocks), oracle(blocks), 1e-5)
 

@@ -290,9 +290,9 @@ class TestClex:
         trainer = Trainer(decoder.Decoder(spec), Watched(), Optimizer(), total_steps=2)
         tokens, ones = tokens_of(2, 10), np.ones((2, 10), np.int32)
         batch = {"tokens": tokens, "targets": tokens, "weights": ones.astype(np.float32), "segment_ids": ones}
-        trainer.evaluate(params_of(spec), batch)
+        jax.eval_shape(trainer.evaluate, params_of(spec), batch)
         assert seen.pop() is None
-        trainer.step(trainer.init(params_of(spec)), batch)
+        jax.eval_shape(trainer.step, trainer.template(), batch)
         assert seen.pop().shape == (2, 10)
 
     def test_positions_of_long_rows_and_ragged_ones(self):
