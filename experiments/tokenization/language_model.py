@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from experiments import study
 from experiments.small_models import Batches, train
-from jaxlm.core.config import Spec, require
+from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import Padded, TokenStream, rows
@@ -34,7 +34,7 @@ from jaxlm.train.step import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class SmallModel(Spec):
-    """A rotary transformer and its training: AdamW with b2 .95 and weight decay .1, cosine to 5 % after 5 % of warm-up.
+    """A transformer and its training: AdamW with b2 .95 and weight decay .1, cosine to 5 % after 5 % of warm-up.
 
     Attributes:
       width, layers, heads: of the transformer; its MLPs are 4 times as wide.
@@ -43,6 +43,7 @@ class SmallModel(Spec):
       steps: of training.
       rate: the highest learning rate.
       steps_per_call: training steps fused into one call of the device.
+      position: encoding of positions.
     """
 
     width: int = 128
@@ -53,17 +54,18 @@ class SmallModel(Spec):
     steps: int = 600
     rate: float = 3e-3
     steps_per_call: int = 25
+    position: Any = slot("position", "rotary")
 
     def check(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(value > 0, f"SmallModel.{field.name}: expected a positive number, got {value}")
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "position"):
+            value = getattr(self, name)
+            require(value > 0, f"SmallModel.{name}: expected a positive number, got {value}")
         require(
             self.width % self.heads == 0, f"SmallModel.heads: {self.heads} heads do not divide a width of {self.width}"
         )
 
     def spec(self, vocab_size: int) -> ModelSpec:
-        block = Block(mixer=Attention(heads=self.heads, position="rotary"))
+        block = Block(mixer=Attention(heads=self.heads, position=self.position))
         return ModelSpec(
             vocab_size=vocab_size,
             width=self.width,

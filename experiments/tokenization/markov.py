@@ -3,14 +3,15 @@
 Two parts for each k. *unigram*: a dictionary (LZW with the longest match, or BPE) of d tokens and nothing but their
 frequencies, smoothed by half a count, in bits a symbol of held-out text; the model is so simple that all structure it
 captures is the dictionary's. *transformer*: the same model trained on symbols and on BPE tokens of the same text, the
-same number of symbols a step, read as it learns.
+same number of symbols a step, read as it learns; with rotary positions, and with learned ones as in the paper, where
+looking k back is not one thing but one for every position.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ LINE = 1000  # symbols a BPE word may have
 ALPHABET = b"ab"
 METHODS = ("lzw", "bpe")
 BITS = "bits per symbol"
+LEARNED = ", learned"
+POSITIONS: dict[str, Any] = {"": "rotary", LEARNED: {"name": "learned", "args": {"size": 1024}}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Markov(Study):
 
     def arms(self) -> Sequence[Arm]:
         unigram = [Arm(f"k {k}", method) for k in self.orders for method in METHODS]
-        steps = self.model.steps
-        return [*unigram, *(Arm(self.trained, label, steps) for label in ("symbols", f"bpe {self.tokens}"))]
+        texts = ("symbols", f"bpe {self.tokens}")
+        return [*unigram, *(Arm(self.trained, text + kind, self.model.steps) for kind in POSITIONS for text in texts)]
 
     @property
     def trained(self) -> str:
@@ -99,13 +102,15 @@ class Markov(Study):
             yield Found(BITS, _unigram_bits(encode(train), encode(test), size, len(test)), size)
 
     def _transformer(self, arm: Arm, progress: frame.Report) -> Run:
-        size = 2 if arm.label == "symbols" else self.tokens
+        text, comma, _ = arm.label.partition(LEARNED)
+        size = 2 if text == "symbols" else self.tokens
+        small = dataclasses.replace(self.model, position=POSITIONS[comma])
         draws = np.random.default_rng(0)  # one text and dictionary for all seeds, which then share what is compiled
         train, test = (_text(self.source(self.order), n, draws) for n in (self.model_symbols, self.test_symbols))
         encode = _bpe(train[: self.train_symbols], size)
         stream, held_out = _stream(encode(train)), _stream(encode(test))
-        length = self.model.row_tokens(stream, len(train))
-        training = Training(self.model, size, of_text(self.model, stream, length), progress)
+        length = small.row_tokens(stream, len(train))
+        training = Training(small, size, of_text(small, stream, length), progress)
 
         def run(seed: int) -> Iterator[Found]:
             for step, params in training.readings(seed, self.readings):
@@ -125,13 +130,15 @@ class Markov(Study):
                 yield Line(f"{part}: unigram over symbols, from the floor", 0.005, False, apart)
         step = self.model.steps * max(1, round(self.readings / 4)) // self.readings
         floor = self.source(self.order).unigram_floor
-        symbols, tokens = (found.of(self.trained, name, BITS, step) for name in ("symbols", f"bpe {self.tokens}"))
-        if symbols:
-            below = {seed: floor - value for seed, value in symbols.items()}
-            yield Line(f"{self.trained}: symbols, below the floor at step {step}", 0.03, False, below)
-        if tokens:
-            yield Line(f"{self.trained}: tokens, bits at step {step}", 0.6, False, tokens)
-            yield Line("  tokens under symbols there", 0.0, True, between(symbols, tokens))
+        for kind in POSITIONS:
+            symbols, tokens = (
+                found.of(self.trained, text + kind, BITS, step) for text in ("symbols", f"bpe {self.tokens}")
+            )
+            if symbols and tokens:
+                below = {seed: floor - value for seed, value in symbols.items()}
+                yield Line(f"{self.trained}: symbols{kind}, under the floor at step {step}", 0.03, False, below)
+                yield Line(f"  tokens{kind}, bits there", 0.6, False, tokens)
+                yield Line(f"  tokens{kind}, under symbols there", 0.0, True, between(symbols, tokens))
 
     def columns(self, found: Results, part: str) -> dict[str, Callable[[str], dict[int, float]]]:
         trained = part == self.trained
