@@ -69,6 +69,7 @@ def main() -> int:
         require(value >= 0, f"--{name}={value}: expected 0 (all) or a positive number")
     require(COMPETITORS_FLAG.value >= 1, f"--competitors={COMPETITORS_FLAG.value}: expected at least 1")
     require(SLACK.value >= 0, f"--slack={SLACK.value}: expected 0 or a positive number")
+    workdir = study.folder(WORKDIR)
     learned = read_merges(TOKENIZER.value)
     split = tuple(SPLIT.value) or learned.split
     if split is None:
@@ -80,29 +81,31 @@ def main() -> int:
     count = min(MERGES.value or len(learned.merges), len(learned.merges))
     ignored = numbers(IGNORE.value, learned)
     samples = read_samples(Path(SAMPLES.value), BYTES.value)
-    workdir, began = Path(WORKDIR.value), time.monotonic()
-    workdir.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     config = {name: FLAGS[name].value for name in FLAGS} | {
         "split": split,
         "merges": count,
         "redundant_merges": len(learned.redundant),
         "sample_bytes": {name: sum(map(len, texts)) for name, texts in samples.items()},
     }
-    _write(workdir / "config.json", config)
     progress = _Progress()
-    mixture = infer(
-        learned.merges[:count],
-        samples,
-        split=split,
-        characters=learned.characters,
-        ignore=ignored,
-        ranges=RANGES.value,
-        slack=SLACK.value,
-        competitors=COMPETITORS_FLAG.value,
-        report=progress,
-    )
-    progress.close()
+    try:
+        mixture = infer(
+            learned.merges[:count],
+            samples,
+            split=split,
+            characters=learned.characters,
+            ignore=ignored,
+            ranges=RANGES.value,
+            slack=SLACK.value,
+            competitors=COMPETITORS_FLAG.value,
+            report=progress,
+        )
+    finally:
+        progress.close()
     rows = rows_of(mixture)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / "config.json", config)
     study.save(rows, workdir, Row)
     _write(workdir / "mixture.json", to_dict(mixture) | {"objective": mixture.objective})
     text_of_all = table(mixture, learned)
@@ -129,6 +132,8 @@ def read_samples(folder: Path, most: int = 0) -> dict[str, list[bytes]]:
         found[name] = []
         room = most or sys.maxsize
         for document in text.read(str(path), binary=True).documents:
+            if not room:
+                break
             found[name].append(document.text[:room])
             room -= len(found[name][-1])
     return found

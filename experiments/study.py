@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 
 from experiments import provenance
+from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.train.progress import Progress
 
@@ -55,6 +56,15 @@ def save(rows: Iterable[tuple[Any, ...]], workdir: Path, kind: type, file: str =
         writer.writerow(typing.get_type_hints(kind))
         writer.writerows([_written(x) for x in row] for row in sorted(rows))
     os.replace(beside, path)
+
+
+def folder(flag: Any) -> Path:
+    """The folder that a flag names for results; nothing is made yet. Raises `ConfigError` if it cannot be one."""
+    path = Path(flag.value)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    usable = there.is_dir() and os.access(there, os.W_OK)
+    require(usable, f"--{flag.name}={path}: {there} is no folder that can be written to")
+    return path
 
 
 def _written(x: Any) -> Any:

@@ -6,9 +6,9 @@
 
 --tokenizer is a folder with a tokenizer.json (its files are copied), or a tokenizer of ours of kind bpe saved as JSON.
 --init is a method of the slot embedding_init (jaxlm.list("embedding_init") has their papers). focus, wechsel and ofa
-need vectors of tokens: made of --texts, or read from --vectors. With --extend the new tokenizer keeps the old one's
-ids, and the rows of those stay bit for bit. --out appears whole or not at all, and nothing is replaced without
---overwrite.
+need vectors of tokens: made of --texts, or read from --vectors. With --extend the new tokenizer keeps the old one's ids
+(jaxlm.tokenize.extend makes such ones), and the rows of those stay bit for bit. --out appears whole or not at all, and
+nothing is replaced without --overwrite.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jaxlm.core import registry
 from jaxlm.core.config import make, require
 from jaxlm.core.errors import ConfigError
 from jaxlm.interop.load import DTYPES, load_hf
+from jaxlm.interop.replace import check_free
 from jaxlm.interop.save_vocabulary import save_vocabulary
 from jaxlm.interop.vocabulary import auxiliary_vectors, extend_vocabulary, swap_vocabulary
 from jaxlm.tokenize.base import Tokenizer
@@ -48,7 +49,7 @@ EXTEND = flags.DEFINE_bool("extend", False, "the new tokenizer continues the old
 MULTIPLE = flags.DEFINE_integer(
     "pad_to_multiple", 0, "round the number of rows up to a multiple of this", lower_bound=0, flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer("seed", 0, "of methods that draw", flag_values=FLAGS)
+SEED = flags.DEFINE_integer("seed", 0, "of methods that draw", lower_bound=0, flag_values=FLAGS)
 DTYPE = flags.DEFINE_string("dtype", "", f"{', '.join(DTYPES)}; the checkpoint's own by default", flag_values=FLAGS)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is in --out", flag_values=FLAGS)
 
@@ -62,6 +63,8 @@ def main() -> int:
         not checkpoint.resolve().is_relative_to(out.resolve()),
         f"--out {out} is or contains the checkpoint, which would be lost; name another folder",
     )
+    require(checkpoint.is_dir(), f"--checkpoint={checkpoint}: no such folder")
+    check_free(out, OVERWRITE.value)
     method = init_of(INIT.value, INIT_ARGS.value)
     target, texts = tokenizer_of(TOKENIZER.value), texts_of(TEXTS.value)
     start = time.perf_counter()

@@ -23,6 +23,7 @@ and where matplotlib is installed classes.png, scripts.png, fertility.png, renyi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -61,17 +62,17 @@ _SCRIPTS = 12  # bars of scripts.png
 def main() -> int:
     """Measures, prints the table and writes the files."""
     require(LIMIT.value > 0, f"--bytes={LIMIT.value}: expected a positive number")
+    workdir = study.folder(WORKDIR)
     limit = LIMIT.value if TEXTS.value else min(LIMIT.value, SMOKE_BYTES)
     texts = {name: texts_of(source, limit) for name, source in named(TEXTS.value).items()} or standard_texts(limit)
+    parallel = {name: lines_of(source) for name, source in named(PARALLEL.value).items()}
     sources = named(TOKENIZERS.value or SMOKE)
     tokenizers = {name: tokenizer_of(source, texts.values()) for name, source in sources.items()}
-    parallel = {name: lines_of(source) for name, source in named(PARALLEL.value).items()}
 
+    parities = report.parities(tokenizers, parallel, next(iter(parallel))) if parallel else []
     usages = report.usages(tokenizers, texts)
     vocabularies = report.vocabularies(tokenizers)
-    parities = report.parities(tokenizers, parallel, next(iter(parallel))) if parallel else []
 
-    workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     study.save(usages, workdir, UsageRow)
     study.save(vocabularies, workdir, VocabularyRow, "vocabulary.csv")
@@ -135,6 +136,8 @@ def tokenizer_of(source: str, texts: Iterable[Sequence[str]]) -> Tokenizer:
     choose("tokenizer", method, registry.methods("tokenizer"))
     require(not colon or size.isdecimal(), f"--tokenizers={source}: expected a number of ids behind the colon")
     kind = registry.get("tokenizer", method)
+    if any(field.name == "path" for field in dataclasses.fields(kind)):
+        raise ConfigError(f"--tokenizers={source}: {method!r} reads files and is not trained; name its file or folder")
     if colon:
         return kind.train([text for several in texts for text in several], vocab_size=int(size))
     if method != "byte":
@@ -173,11 +176,13 @@ def standard_texts(limit: int) -> dict[str, list[str]]:
 def lines_of(source: str) -> list[str]:
     """The lines of a file of parallel text."""
     try:
-        return Path(source).read_text(encoding="utf-8").splitlines()
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"--parallel: cannot read {source}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--parallel: {source} is not UTF-8") from None
+    require(any(map(str.strip, lines)), f"--parallel: {source} has no text in it")
+    return lines
 
 
 def _from_file(path: Path) -> Tokenizer:
@@ -195,7 +200,9 @@ def _from_file(path: Path) -> Tokenizer:
 def _merges(path: Path) -> Tokenizer:
     from jaxlm.tokenize.bpe_files import from_hf
 
-    return from_hf(path).tokenizer
+    tokenizer = from_hf(path).tokenizer
+    require(tokenizer.merges, f"--tokenizers: {path}: there are no merges in it")
+    return tokenizer
 
 
 def _digest(tokenizer: Tokenizer) -> str:

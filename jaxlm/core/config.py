@@ -24,6 +24,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxlm.core import registry
 from jaxlm.core.errors import ConfigError, shown, unknown
 
@@ -99,7 +101,7 @@ def to_dict(value: Any) -> Any:
         return {key: to_dict(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_dict(item) for item in value]
-    return value
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
@@ -175,6 +177,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """``value`` as ``hint`` asks, or `ConfigError`. Ints pass for floats; lists and mappings become tuples, Specs."""
+    if type(value) is hint and hint in (int, float, str, bool):  # most values of long lists
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return value

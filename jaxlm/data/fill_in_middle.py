@@ -28,10 +28,10 @@ from jaxlm.core.config import Spec, require
 from jaxlm.core.errors import choose
 from jaxlm.data.pack import Batch, Packed, TokenStream
 from jaxlm.data.records import Document
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer
+from jaxlm.tokenize.base import BOS, EOS, FIM, PAD, Tokenizer
 
 ORDERS = ("psm", "spm", "spm_plain")
-MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+MARKS = FIM
 
 
 def arrange(pieces: Sequence[ArrayLike], order: str, marks: Sequence[int]) -> NDArray[np.int32]:

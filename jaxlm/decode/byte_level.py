@@ -91,6 +91,7 @@ def byte_view(
     if not isinstance(model, LanguageModel):
         require(implementation != "tree", "implementation 'tree' runs a LanguageModel; other token models are searched")
         return SearchBytes(model, tokenizer, convention, valid=valid, ends=ends)
+    require(params is not None, "byte_view: a LanguageModel needs its params; None is for other token models")
     assert params is not None
     check_vocabulary(tokenizer, model.spec.vocab_size)
     wrong = [i for i in ends or () if not 0 <= i < model.spec.vocab_size]

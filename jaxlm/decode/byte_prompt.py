@@ -13,9 +13,7 @@ from collections.abc import Sequence
 
 from jaxlm.core.config import Spec, require
 from jaxlm.core.errors import choose
-from jaxlm.tokenize.base import BOS, Tokenizer, as_bytes
-
-FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+from jaxlm.tokenize.base import BOS, FIM, Tokenizer, as_bytes, as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Prompt(Spec):
 
     Attributes:
       head: ids that are as they are.
-      text: the bytes behind them, as `str` with bytes that are not UTF-8 as U+DC80..U+DCFF (`as_text` makes it so).
+      text: the bytes behind them, as `str` in the form of `jaxlm.tokenize.base.as_text`.
     """
 
     head: tuple[int, ...] = ()
@@ -34,11 +32,6 @@ class Prompt(Spec):
     def data(self) -> bytes:
         """The bytes of ``text``."""
         return as_bytes(self.text)
-
-
-def as_text(data: str | bytes) -> str:
-    """Bytes as `Prompt` holds them."""
-    return data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
 
 
 def prompts_of(tokenizer: Tokenizer, prompts: Sequence[str | bytes | Prompt]) -> list[Prompt]:

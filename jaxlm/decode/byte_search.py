@@ -96,7 +96,7 @@ class SearchBytes(ByteModel):
         self._checked = valid and convention == "canonical"
         self._adjacency = adjacency_of(tokenizer) if self._checked else None
         self._spanned = any(_SPANNED.search(piece) for piece in self.pieces.texts)
-        self._known: dict[tuple[bytes, bytes], dict[Ids, list[int]]] = {}
+        self._known: dict[tuple[bytes, bytes], dict[Ids, NDArray[np.int32]]] = {}  # a number for each token of V
         self._first = self.pieces if self._adjacency else as_first(tokenizer, self.pieces)
         self.tables = _table(self.pieces, tokenizer.vocab_size), _table(self._first, tokenizer.vocab_size)
 
@@ -126,7 +126,7 @@ class SearchBytes(ByteModel):
         if whole is None or head is None or tail is None or head + tail != whole:
             border, head = 0, ()
         groups = self._groups(text[border:], ahead)
-        found = [((*head, *left), np.array(own, np.int64), (*head, *left) == whole) for left, own in groups.items()]
+        found = [((*head, *left), own.astype(np.int64), (*head, *left) == whole) for left, own in groups.items()]
         if not ahead and whole is not None and not any(may_end for *_, may_end in found):
             found.append((whole, np.zeros(0, np.int64), True))
         return found
@@ -138,18 +138,20 @@ class SearchBytes(ByteModel):
             np.int64,
         )
 
-    def _groups(self, text: bytes, ahead: bytes) -> dict[Ids, list[int]]:
+    def _groups(self, text: bytes, ahead: bytes) -> dict[Ids, NDArray[np.int32]]:
         """The tokens that may stand behind a text, by what its own encoding is then."""
         known = self._known.get((text, ahead))
         if known is None:
-            known, pairs = {}, set()
+            groups: dict[Ids, list[int]] = {}
+            pairs: set[tuple[bytes, int]] = set()
             for pieces in (self.pieces,) if text else (self.pieces, self._first):
                 among = pieces.where(ahead)
                 pairs |= {*zip(pieces.texts[among], pieces.ids[among].tolist(), strict=True)}
             for piece, token in sorted(pairs):
                 found = encoded(self.tokenizer, text + piece) if len(piece) > len(ahead) else None
                 if found and found[-1] == token and self.tokenizer.decode_bytes(np.array(found)) == text + piece:
-                    known.setdefault(found[:-1], []).append(token)
+                    groups.setdefault(found[:-1], []).append(token)
+            known = {left: np.array(tokens, np.int32) for left, tokens in groups.items()}
             if len(self._known) >= _KEPT:
                 self._known.clear()
             self._known[text, ahead] = known

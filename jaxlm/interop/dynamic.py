@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.config import require
+from jaxlm.core.errors import shown
 from jaxlm.core.types import Params
 from jaxlm.model import decoder
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork, Tables, tables_of
@@ -83,15 +84,22 @@ def dynamic_batch(
         reaches from one word into another is a word of its own.
       bos: whether texts begin with that special token; by default, if the tokenizer's do.
 
-    Raises `ConfigError` for a negative number of merges.
+    Raises `ConfigError` for a negative number of merges, and for a tokenizer whose tokens do not spell a text byte by
+    byte (one that normalises it, puts a space before it, or has unknown tokens).
     """
     require(merges >= 0, f"dynamic_batch: merges should be 0 or more, got {merges}")
     table, first = tokenizer.token_bytes, tokenizer.adds_bos if bos is None else bos
     ids_of: dict[bytes, int] = {}
     texts_of_words, before = [], []
     for text in texts:
-        ids = tokenizer.encode(text)
-        words, pieces = _words(as_bytes(text), [table[i] for i in ids], split), iter(ids.tolist())
+        ids, data = tokenizer.encode(text), as_bytes(text)
+        exact = b"".join([table[i] for i in ids]) == data and all(table[i] for i in ids)
+        require(
+            exact,
+            f"dynamic_batch: the tokens of the {tokenizer.name!r} tokenizer do not spell the text {shown(data)} as it "
+            "is; bytes of words need tokens of bytes",
+        )
+        words, pieces = _words(data, [table[i] for i in ids], split), iter(ids.tolist())
         for word in words:
             for token in word:
                 ids_of.setdefault(token, next(pieces))
@@ -133,8 +141,6 @@ def _words(data: bytes, tokens: list[bytes], split: tuple[str, ...]) -> list[lis
     words: list[list[bytes]] = []
     at, last = 0, -1
     for token in tokens:
-        if not token:
-            continue
         # The words in which it begins and ends; a token of two words is alone.
         start, stop = np.searchsorted(ends, [at, at + len(token) - 1], side="right")
         if start == stop == last:

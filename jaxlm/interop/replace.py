@@ -35,12 +35,7 @@ def replace_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> I
     with _writing(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target, ours)
-        require(target.is_dir() or not target.exists(), f"{folder} is a file; expected a folder, new or empty")
-        filled = target.is_dir() and any(target.iterdir())
-        require(
-            overwrite or not filled,
-            f"{folder} is not empty; choose another, or replace it with overwrite=True (--overwrite)",
-        )
+        filled = check_free(folder, overwrite)
         inside = filled and Path.cwd().is_relative_to(target)
         require(not inside, f"{folder} is or contains the current folder, which is not replaced; choose another")
         new.mkdir()
@@ -59,6 +54,21 @@ def replace_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> I
             old.rename(target)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_free(folder: str | os.PathLike[str], overwrite: bool = False) -> bool:
+    """Whether there is anything in ``folder``; `replace_folder` asks it, and who computes for long before writing.
+
+    Raises `ConfigError` if it is a file, or not empty without ``overwrite``.
+    """
+    path = Path(folder)
+    require(path.is_dir() or not path.exists(), f"{folder} is a file; expected a folder, new or empty")
+    filled = path.is_dir() and any(path.iterdir())
+    require(
+        overwrite or not filled,
+        f"{folder} is not empty; choose another, or replace it with overwrite=True (--overwrite)",
+    )
+    return filled
 
 
 @contextlib.contextmanager

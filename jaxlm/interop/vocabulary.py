@@ -95,6 +95,7 @@ def extend_vocabulary(
     seed: int = 0,
 ) -> tuple[LanguageModel, dict[str, Any]]:
     """The model for a larger tokenizer whose first ids are those of the old one: only rows behind them are new.
+    `jaxlm.tokenize.extend` makes such tokenizers of byte pair encoding.
 
     The logits of old ids stay what they were, on text without new ones. The new rows alone are trained by passing each
     update through `new_rows_only` with ``first=source.vocab_size``. Arguments as in `swap_vocabulary`; the table never

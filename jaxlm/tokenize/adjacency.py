@@ -15,7 +15,8 @@ neighbours valid: `space`, `lines`, `whitespace` of `jaxlm.tokenize.pretokens`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,9 +78,10 @@ def adjacency_of(tokenizer: Tokenizer) -> Adjacency | None:
     elif tokenizer.name == "byte":
         trees = {}
     elif tokenizer.name == "bpe":
-        merges: Sequence[tuple[int, int]] = getattr(tokenizer, "merges")  # noqa: B009
-        trees = {256 + i: (left, right, i) for i, (left, right) in enumerate(merges)}
-        for rule in getattr(tokenizer, "split"):  # noqa: B009
+        bpe: Any = tokenizer
+        ids = bpe.symbol_ids.tolist()
+        trees = {ids[256 + i]: (ids[left], ids[right], i) for i, (left, right) in enumerate(bpe.merges)}
+        for rule in bpe.split:
             known = _cuts(rule)
             if known is None:
                 return None

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.base import Tokenizer, as_bytes
+from jaxlm.tokenize.base import Tokenizer, as_bytes, as_text
 
 
 class Trap(NamedTuple):
@@ -128,7 +128,7 @@ def controls(
         for (_, first), (_, second) in pairs:
             if (first, second) not in used and _respected(tokenizer, as_bytes(prefix), first, second):
                 used.add((first, second))
-                a, b = first.decode(), second.decode()
+                a, b = as_text(first), as_text(second)
                 paired.append((trap, Control(a, b, prefix + a + b)))
                 break
     return paired

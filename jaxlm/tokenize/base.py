@@ -22,11 +22,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxlm.core.config import Spec, from_dict, to_dict
+from jaxlm.core.config import Spec, from_dict, require, to_dict
 from jaxlm.core.errors import ConfigError
 
 FORMAT = "jaxlm.tokenizer/1"
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")  # marks of what follows (Bavarian et al. 2022)
+BYTES = 256  # where the bytes are ids themselves, the first id of what is learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,16 @@ def as_bytes(text: str | bytes) -> bytes:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise ConfigError(f"not Unicode text: lone surrogate U+{code:04X} at character {error.start}") from None
+
+
+def as_text(data: str | bytes) -> str:
+    """Bytes as a `str` that `as_bytes` takes back: those that are not UTF-8 as U+DC80..U+DCFF."""
+    return data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
+
+
+def check_specials(where: str, specials: tuple[str, ...]) -> None:
+    """Raises `ConfigError`, beginning with ``where``, if a special token is there twice."""
+    require(len(set(specials)) == len(specials), f"{where}: repeated in {specials}")
 
 
 def read_saved(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:

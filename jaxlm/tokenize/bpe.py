@@ -6,7 +6,8 @@ bytes, Radford et al. 2019, GPT-2).
     encode    in each piece, the pair of lowest rank that is there is merged, all its occurrences from left to right,
               until none is left. Never by looking a piece up in the vocabulary, nor by the longest match
 
-Ids: bytes 0-255, merge i is 256 + i, special tokens behind. The merges that `train` learns are those of the library
+Ids: bytes 0-255, merge i is 256 + i, special tokens behind (those of a vocabulary that was extended stay where they
+were, see `jaxlm.tokenize.extend`). The merges that `train` learns are those of the library
 tokenizers (Moi and Patry 2023) when its bytes have these ids, except where two merges spell the same bytes, which here
 are two tokens of which only one is ever made (`unreachable`). Without splitting rules, dropping the last tokens of an
 encoding leaves the encoding of the shorter text; rules that look ahead (``gpt2``) break that at the ends of pieces.
@@ -27,8 +28,8 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.tokenize import merges as lists
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer
-from jaxlm.tokenize.merges import BYTES, Pair, Step, learn
+from jaxlm.tokenize.base import BOS, BYTES, EOS, PAD, Tokenizer, check_specials
+from jaxlm.tokenize.merges import Pair, Step, learn
 from jaxlm.tokenize.pretokens import rule_of, split, words_of
 
 __all__ = ["BpeTokenizer", "Step", "learn"]
@@ -39,9 +40,11 @@ class BpeTokenizer(Tokenizer):
     """Byte pair encoding from a list of merges.
 
     Attributes:
-      merges: pairs of ids; merge i makes id 256 + i out of two smaller ids.
+      merges: pairs of symbols; merge i makes symbol 256 + i out of two smaller ones. Symbols are ids, but for those of
+        merges behind special tokens (`symbol_ids`).
       split: rules of `jaxlm.tokenize.pretokens`, one applied after another; ``()`` for none.
-      specials: special tokens in id order behind the merges.
+      specials: special tokens in id order, behind the merges.
+      specials_after: behind how many of the merges the special tokens' ids come; -1 for all of them.
     """
 
     name: ClassVar[str] = "bpe"
@@ -50,12 +53,17 @@ class BpeTokenizer(Tokenizer):
     merges: tuple[tuple[int, int], ...] = ()
     split: tuple[str, ...] = ("space",)
     specials: tuple[str, ...] = (BOS, EOS, PAD)
+    specials_after: int = -1
 
     def check(self) -> None:
         lists.check(self.merges, "BpeTokenizer.merges")
         for rule in self.split:
             rule_of(rule)
-        require(len(set(self.specials)) == len(self.specials), f"BpeTokenizer.specials: repeated in {self.specials}")
+        check_specials("BpeTokenizer.specials", self.specials)
+        require(
+            -1 <= self.specials_after <= len(self.merges),
+            f"BpeTokenizer.specials_after: {self.specials_after}, but there are {len(self.merges)} merges",
+        )
 
     @classmethod
     def train(
@@ -77,19 +85,32 @@ class BpeTokenizer(Tokenizer):
 
     @functools.cached_property
     def ranks(self) -> dict[Pair, int]:
-        """pair of ids -> number of its merge."""
+        """pair of symbols -> number of its merge."""
         return lists.ranks_of(self.merges)
 
     @functools.cached_property
+    def symbol_ids(self) -> NDArray[np.int32]:
+        """The ids of the bytes and the merges, in order, int32 [256 + len(merges)]; all but the special tokens."""
+        ids = np.arange(BYTES + len(self.merges), dtype=np.int32)
+        ids[self._first_special :] += len(self.specials)
+        return ids
+
+    @functools.cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
-        return (*lists.bytes_of(self.merges), *(b"" for _ in self.specials))
+        table, at = lists.bytes_of(self.merges), self._first_special
+        return (*table[:at], *(b"" for _ in self.specials), *table[at:])
 
     @functools.cached_property
     def special_ids(self) -> dict[str, int]:
-        return {name: BYTES + len(self.merges) + i for i, name in enumerate(self.specials)}
+        return {name: self._first_special + i for i, name in enumerate(self.specials)}
+
+    @property
+    def _first_special(self) -> int:
+        return BYTES + (len(self.merges) if self.specials_after < 0 else self.specials_after)
 
     def _encode(self, data: bytes) -> NDArray[np.int32]:
-        return np.array(lists.apply_to_pieces(data, self.split, self.ranks, self._cache), np.int32)
+        symbols = np.array(lists.apply_to_pieces(data, self.split, self.ranks, self._cache), np.int32)
+        return symbols if self.specials_after < 0 else self.symbol_ids[symbols]
 
     @functools.cached_property
     def _cache(self) -> dict[bytes, list[int]]:
@@ -120,8 +141,9 @@ def unreachable(tokenizer: BpeTokenizer) -> list[Unreachable]:
     in none, and then ``"split"`` is a guess.
     """
     found = []
-    for i, piece in enumerate(tokenizer.token_bytes[BYTES : BYTES + len(tokenizer.merges)], BYTES):
-        alone = tuple(lists.apply(piece, tokenizer.ranks))
+    for i in tokenizer.symbol_ids[BYTES:].tolist():
+        piece = tokenizer.token_bytes[i]
+        alone = tuple(tokenizer.symbol_ids[lists.apply(piece, tokenizer.ranks)].tolist())
         if alone != (i,):
             found.append(Unreachable(i, piece, alone, "same bytes" if len(alone) == 1 else "other merges"))
         elif len(split(piece, tokenizer.split)) > 1:

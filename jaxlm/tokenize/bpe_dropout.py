@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import choose, shown
-from jaxlm.tokenize.base import as_bytes
+from jaxlm.tokenize.base import BYTES, as_bytes
 from jaxlm.tokenize.bpe import BpeTokenizer
-from jaxlm.tokenize.merges import BYTES, Pair, ranks_of
+from jaxlm.tokenize.merges import Pair, ranks_of
 from jaxlm.tokenize.pretokens import split
 
 RULES = ("all_surviving", "single")
@@ -44,7 +44,7 @@ def encode(
     ids: list[int] = []
     for piece in split(as_bytes(text), tokenizer.split):
         ids += sample(piece, tokenizer.ranks, p, rng, rule)
-    return np.array(ids, np.int32)
+    return tokenizer.symbol_ids[np.array(ids, np.int32)]
 
 
 def sample(

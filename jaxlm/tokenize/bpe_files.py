@@ -63,11 +63,11 @@ def from_hf(path: str | os.PathLike[str]) -> Imported:
         require(known, f"{path}: has neither {FILE} nor {MERGES}")
         path = path / known[0]
     if path.suffix == ".json":
-        return _of_library(_json(path), str(path))
-    merges = _merges_of_text(path)
+        return _of_library(read_json(path), str(path))
+    merges = merges_of_text(path)
     vocabulary = path.parent / VOCABULARY
     if vocabulary.is_file():
-        return _built(_json(vocabulary), merges, ("gpt2",), {}, str(path))
+        return _built(read_json(vocabulary), merges, ("gpt2",), {}, str(path))
     tokens = dict.fromkeys([*alphabet(), *("".join(pair) for pair in merges)])
     return _built({token: i for i, token in enumerate(tokens)}, merges, ("gpt2",), {}, str(path))
 
@@ -79,7 +79,8 @@ def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str]) -> None:
     bytes or a special token spells another one: a vocabulary file has one id for each spelling.
     """
     spelled: dict[str, int] = {}
-    for i, piece in enumerate(tokenizer.token_bytes[: 256 + len(tokenizer.merges)]):
+    for i in tokenizer.symbol_ids.tolist():
+        piece = tokenizer.token_bytes[i]
         text = printed(piece)
         first = spelled.setdefault(text, i)
         require(first == i, f"tokens {first} and {i} both spell {piece!r}; {FILE} has one id for a spelling")
@@ -88,6 +89,8 @@ def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str]) -> None:
             name not in spelled, f"special token {name!r} and token {spelled.get(name)} are spelled alike in {FILE}"
         )
     spelling = list(spelled)
+    if tokenizer.specials_after >= 0:  # the library numbers added tokens behind the vocabulary they are not in
+        spelled = dict(sorted((spelled | tokenizer.special_ids).items(), key=lambda item: item[1]))
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -137,7 +140,7 @@ def _of_library(content: Mapping[str, Any], where: str) -> Imported:
         text = token["content"]
         require(token.get("special"), f"{where}: {shown(text)} was added as text, which comes before merging")
         specials[text] = token["id"]
-    merges = _merges_of_json(model.get("merges"), where)
+    merges = merges_of_json(model.get("merges"), where)
     made = _built(vocabulary, merges, _rules(content.get("pre_tokenizer"), where), specials, where)
     if model.get("ignore_merges"):
         spellings = {*_spellings(made.tokenizer), *specials}
@@ -217,14 +220,15 @@ def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> int | None:
 
 
 def _spellings(tokenizer: BpeTokenizer) -> list[str]:
-    return [printed(piece) for piece in tokenizer.token_bytes[: 256 + len(tokenizer.merges)]]
+    return [printed(tokenizer.token_bytes[i]) for i in tokenizer.symbol_ids.tolist()]
 
 
 def _is_vocabulary(value: Any) -> bool:
     return isinstance(value, dict) and all(type(i) is int and i >= 0 for i in value.values())
 
 
-def _merges_of_json(merges: Any, where: str) -> list[tuple[str, str]]:
+def merges_of_json(merges: Any, where: str) -> list[tuple[str, str]]:
+    """The merges of a model in tokenizer.json, written as pairs or with a space. Raises `ConfigError` for others."""
     require(isinstance(merges, list), f"{where}: its model's merges are not a list")
     pairs = []
     for i, merge in enumerate(merges):
@@ -235,7 +239,8 @@ def _merges_of_json(merges: Any, where: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _merges_of_text(path: Path) -> list[tuple[str, str]]:
+def merges_of_text(path: Path) -> list[tuple[str, str]]:
+    """The merges of a merges.txt, two tokens a line. Raises `ConfigError`, with the line, for anything else."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -252,7 +257,8 @@ def _merges_of_text(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ConfigError` if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer
+from jaxlm.tokenize.base import BOS, BYTES, EOS, PAD, Tokenizer, check_specials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,15 @@ class ByteTokenizer(Tokenizer):
     specials: tuple[str, ...] = (BOS, EOS, PAD)
 
     def check(self) -> None:
-        require(len(set(self.specials)) == len(self.specials), f"ByteTokenizer.specials: repeated in {self.specials}")
+        check_specials("ByteTokenizer.specials", self.specials)
 
     @functools.cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
-        return tuple(bytes([b]) for b in range(256)) + (b"",) * len(self.specials)
+        return tuple(bytes([b]) for b in range(BYTES)) + (b"",) * len(self.specials)
 
     @property
     def special_ids(self) -> dict[str, int]:
-        return {name: 256 + i for i, name in enumerate(self.specials)}
+        return {name: BYTES + i for i, name in enumerate(self.specials)}
 
     @classmethod
     def train(cls, texts: Iterable[str | bytes] = (), vocab_size: int | None = None) -> Self:
@@ -55,4 +55,4 @@ class ByteTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
         valid = self._valid(ids)
-        return valid[valid < 256].astype(np.uint8).tobytes()
+        return valid[valid < BYTES].astype(np.uint8).tobytes()

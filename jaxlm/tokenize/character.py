@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.base import as_bytes
+from jaxlm.tokenize.base import BYTES, as_bytes
 from jaxlm.tokenize.pieces import SPECIALS, PieceTokenizer, characters_of, enough, room_for_pieces
 from jaxlm.tokenize.trie import Trie
 
@@ -56,7 +56,7 @@ class CharacterTokenizer(PieceTokenizer):
 
     @functools.cached_property
     def _trie(self) -> Trie:
-        return Trie((as_bytes(piece), 256 + i) for i, piece in enumerate(self.pieces))
+        return Trie((as_bytes(piece), BYTES + i) for i, piece in enumerate(self.pieces))
 
     def _encode(self, data: bytes) -> NDArray[np.int32]:
         if data.isascii():

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.core.config import require
+from jaxlm.tokenize.base import as_bytes
 
 HYPHENS = ("-", "\u2010")
 CASE_RATE = 0.999
@@ -235,7 +236,7 @@ def decompounded(
     words = collections.Counter(itertools.chain.from_iterable(map(segment, texts)))
     found: collections.Counter[str] = collections.Counter()
     for word, count in words.items():
-        if count >= min_count and len(word.encode()) < max_bytes:
+        if count >= min_count and len(as_bytes(word)) < max_bytes:
             for piece in _pieces(word, decompound, max_bytes):
                 found[piece] += count
     return found
@@ -279,7 +280,7 @@ def generated(
 def _pieces(word: str, decompound: Decompounder, max_bytes: int) -> Sequence[str]:
     """A word of `segment` in pieces; the white space before it stays with the first."""
     bare = word.lstrip()
-    if len(word.encode()) >= max_bytes or not any(c.isalpha() for c in bare) or any(h in bare for h in HYPHENS):
+    if len(as_bytes(word)) >= max_bytes or not any(c.isalpha() for c in bare) or any(h in bare for h in HYPHENS):
         return [word]
     pieces = [piece for piece in decompound(bare) if piece]
     if "".join(pieces) != bare:
@@ -298,7 +299,7 @@ def _stripped(word: str) -> str:
 
 
 def _is_word(word: str) -> bool:
-    if len(word.encode("utf-8", "surrogateescape")) > 64 or "--" in word or set(word) & set(".@/{}[]"):
+    if len(as_bytes(word)) > 64 or "--" in word or set(word) & set(".@/{}[]"):
         return False
     if "-" not in word:
         return True

@@ -21,8 +21,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlm.tokenize.base import as_bytes
-from jaxlm.tokenize.pieces import BYTES, SPECIALS, PieceTokenizer, as_text, enough, room_for_pieces
+from jaxlm.tokenize.base import BYTES, as_bytes, as_text
+from jaxlm.tokenize.pieces import SPECIALS, PieceTokenizer, enough, room_for_pieces
 from jaxlm.tokenize.trie import Trie
 
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import make, require, slot
 from jaxlm.core.errors import choose
-from jaxlm.tokenize.base import Tokenizer, as_bytes
-from jaxlm.tokenize.merges import BYTES, bytes_of, learn
-from jaxlm.tokenize.pieces import as_text, check_pieces
+from jaxlm.tokenize.base import Tokenizer, as_bytes, as_text
+from jaxlm.tokenize.merges import bytes_of, learn
+from jaxlm.tokenize.pieces import check_pieces
 from jaxlm.tokenize.trie import Trie
 
 CHOICES = ("fertility", "entropy")
@@ -120,13 +120,12 @@ class KTokeniser(Tokenizer):
         pieces = []
         for name, found in terms.items():
             counts = collections.Counter(tuple(as_bytes(term)) for term in found)
-            own: list[bytes] = []
-            merges: list[tuple[int, int]] = []
+            own: dict[bytes, None] = {}
+            spelt = bytes_of(())
             for step in learn(counts, vocab_size):
-                merges.append((step.left, step.right))
-                piece = bytes_of(merges)[BYTES + len(merges) - 1]
-                if piece not in known and piece not in own:
-                    own.append(piece)
+                spelt.append(spelt[step.left] + spelt[step.right])
+                if spelt[-1] not in known:
+                    own[spelt[-1]] = None
                 if len(own) == (vocab_size - base.vocab_size) // len(terms):
                     break
             require(own, f"the terms of type {name!r} have no subword that the base tokenizer lacks")

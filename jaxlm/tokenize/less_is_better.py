@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.base import as_bytes
-from jaxlm.tokenize.pieces import BYTES, SPECIALS, PieceTokenizer, enough, room_for_pieces
+from jaxlm.tokenize.base import BYTES, as_bytes
+from jaxlm.tokenize.pieces import SPECIALS, PieceTokenizer, enough, room_for_pieces
 from jaxlm.tokenize.pretokens import split as cut
 from jaxlm.tokenize.trie import Trie
 

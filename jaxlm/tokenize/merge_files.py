@@ -6,16 +6,15 @@
     any name.json     as `BpeTokenizer.save` writes it
 
 Only the merges are wanted here, so lists are taken that `jaxlm.tokenize.bpe_files` refuses because it must encode as
-the file says: with a normalizer, with tokens added as text. Those made from a SentencePiece
-vocabulary name a merge for every way to put a token together. The tokens inside a token are merged as if its symbols
-stood alone, so a merge of a and b happens in some text if and only if the earlier merges make just a and b of the
-symbols of ab; the others never fire, say nothing of training, and are left out.
+the file says: with a normalizer, with tokens added as text. Those made from a SentencePiece vocabulary name a merge for
+every way to put a token together. The tokens inside a token are merged as if its symbols stood alone, so a merge of a
+and b happens in some text if and only if the earlier merges make just a and b of the symbols of ab; the others never
+fire, say nothing of training, and are left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -23,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.config import require
-from jaxlm.core.errors import ConfigError, shown
-from jaxlm.tokenize.base import FORMAT
+from jaxlm.core.errors import ConfigError
+from jaxlm.tokenize.base import BYTES, FORMAT
 from jaxlm.tokenize.bpe import BpeTokenizer
-from jaxlm.tokenize.bpe_files import from_hf
+from jaxlm.tokenize.bpe_files import FILE, MERGES, from_hf, merges_of_json, merges_of_text, read_json
 from jaxlm.tokenize.byte_alphabet import alphabet
-from jaxlm.tokenize.merges import BYTES, Pair, apply
+from jaxlm.tokenize.merges import Pair, apply
 from jaxlm.tokenize.mixture_inference import symbols_of
 
-JSON, TEXT = "tokenizer.json", "merges.txt"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -61,25 +59,17 @@ def read_merges(path: str | os.PathLike[str]) -> MergeList:
     """
     file = Path(path)
     if file.is_dir():
-        there = [file / name for name in (JSON, TEXT) if (file / name).is_file()]
-        require(there, f"{file}: no {JSON} or {TEXT} in this folder")
+        there = [file / name for name in (FILE, MERGES) if (file / name).is_file()]
+        require(there, f"{file}: no {FILE} or {MERGES} in this folder")
         file = there[0]
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is not UTF-8; expected {JSON} or {TEXT}") from None
     if file.suffix != ".json":
-        return _named(_lines(file, text), file)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{file}: is not JSON") from None
-    require(isinstance(content, dict), f"{file}: expected a JSON object, got {type(content).__name__}")
+        pairs = merges_of_text(file)
+        require(not any(b.endswith("</w>") for _, b in pairs), f"{file}: merges with </w> are not supported")
+        return _named(pairs, file)
+    content = read_json(file)
     if content.get("format") == FORMAT:
         return _saved(file, content)
-    model = content.get("model")
+    model: Any = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     require(
         isinstance(model, dict) and isinstance(model.get("merges"), list), f"{file}: its model ({kind}) has no merges"
@@ -89,11 +79,7 @@ def read_merges(path: str | os.PathLike[str]) -> MergeList:
             not model.get(key),
             f"{file}: {key} {model.get(key)!r} is not supported; symbols must be bytes or characters",
         )
-    pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    for i, pair in enumerate(pairs):
-        good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) and x for x in pair)
-        require(good, f"{file}: merge {i} is {shown(pair)}; expected two tokens")
-    return _named(pairs, file)
+    return _named(merges_of_json(model["merges"], str(file)), file)
 
 
 def _saved(file: Path, content: dict[str, Any]) -> MergeList:
@@ -103,22 +89,11 @@ def _saved(file: Path, content: dict[str, Any]) -> MergeList:
     return MergeList(saved.merges, (), (), saved.split)
 
 
-def _lines(file: Path, text: str) -> list[list[str]]:
-    pairs = []
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.split(" ")
-        require(len(pair) == 2 and all(pair), f"{file}, line {number}: {shown(line)}; expected two tokens and a space")
-        require(not pair[1].endswith("</w>"), f"{file}, line {number}: merges with </w> are not supported")
-        pairs.append(pair)
-    return pairs
-
-
 def _named(pairs: Sequence[Sequence[str]], file: Path) -> MergeList:
     """Ids for merges of written tokens, without those that never fire."""
     require(pairs, f"{file}: there are no merges in it")
+    broken = [token for pair in pairs for token in pair if re.search("[\ud800-\udfff]", token)]
+    require(not broken, f"{file}: a merge is of {ascii(broken[:1])}, which is no text")
     byte_of = alphabet()
     letters = dict.fromkeys(c for pair in pairs for token in pair if not _BYTE.fullmatch(token) for c in token)
     byte_level = all(c in byte_of for c in letters)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlm.core.config import require
+from jaxlm.tokenize.base import BYTES
 from jaxlm.tokenize.pairs import PairCounts
 from jaxlm.tokenize.pretokens import split
 
 Pair = tuple[int, int]
-BYTES = 256
 _SHORT = 16  # up to here looking at every pair again is faster than keeping an order
 _CACHED_PIECES, _CACHED_LENGTH = 1 << 16, 64  # most pieces of text are short and come again
 

@@ -20,7 +20,6 @@ told apart, and then the objective is the same over a range of shares, which is 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,10 +28,10 @@ import numpy as np
 
 from jaxlm.core.config import Spec, require
 from jaxlm.core.errors import shown
-from jaxlm.tokenize.base import as_bytes
+from jaxlm.tokenize.base import BYTES, as_bytes
 from jaxlm.tokenize.mixture_program import COMPETITORS, PER_ROUND, Changes, MixtureProgram, StepCounts
 from jaxlm.tokenize.pairs import PairCounts
-from jaxlm.tokenize.pretokens import split as cut
+from jaxlm.tokenize.pretokens import word_counts
 
 Words = Mapping[str, int] | Mapping[bytes, int]
 Sample = Words | str | bytes | Iterable[str | bytes]
@@ -110,14 +109,14 @@ def infer(
     """
     require(len(categories) >= 2, f"a mixture is of at least two categories, got {shown(list(categories))}")
     require(merges, "there are no merges to learn from")
-    base = 256 + len(characters)
+    base = BYTES + len(characters)
     for t, (left, right) in enumerate(merges):
         require(
             0 <= left < base + t and 0 <= right < base + t,
             f"merge {t} is of the ids {left} and {right}; it can only be of ids 0..{base + t - 1}",
         )
     require(competitors >= 1 and per_round >= 1, "competitors and per_round: expected at least 1")
-    ids = {symbol: 256 + i for i, symbol in enumerate(characters)}
+    ids = {symbol: BYTES + i for i, symbol in enumerate(characters)}
     samples, bytes_per_pair = [], []
     for i, (name, sample) in enumerate(categories.items()):
         words = count_words(sample, split)
@@ -164,7 +163,7 @@ def pair_counts_by_step(
     merges: Sequence[tuple[int, int]],
     words: Mapping[tuple[int, ...], int],
     *,
-    first: int = 256,
+    first: int = BYTES,
     report: Callable[[int], None] = lambda done: None,
 ) -> Changes:
     """How the counts of adjacent pairs change while merges are applied: before merge 0 all, then what differs.
@@ -196,10 +195,7 @@ def count_words(sample: Sample, split: tuple[str, ...]) -> dict[bytes, int]:
             require(count >= 0, f"the count of the word {shown(word)} is {count}; counts are 0 or more")
             found[as_bytes(word)] = found.get(as_bytes(word), 0) + int(count)
         return found
-    counter: collections.Counter[bytes] = collections.Counter()
-    for text in [sample] if isinstance(sample, (str, bytes)) else sample:
-        counter.update(cut(as_bytes(text), split))
-    return counter
+    return word_counts([sample] if isinstance(sample, (str, bytes)) else sample, split)
 
 
 def symbols_of(word: bytes, characters: Mapping[bytes, int]) -> tuple[int, ...]:

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.base import as_bytes
-from jaxlm.tokenize.pieces import BYTES, SPECIALS, PieceTokenizer, as_text, enough, room_for_pieces, word_counts
-from jaxlm.tokenize.pretokens import rule_of
+from jaxlm.tokenize.base import BYTES, as_bytes, as_text
+from jaxlm.tokenize.pieces import SPECIALS, PieceTokenizer, enough, room_for_pieces
+from jaxlm.tokenize.pretokens import rule_of, word_counts
 from jaxlm.tokenize.pretokens import split as cut
 from jaxlm.tokenize.substrings import Substrings
 from jaxlm.tokenize.trie import Trie

@@ -11,14 +11,12 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, shown
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer, as_bytes
-from jaxlm.tokenize.pretokens import split as cut
+from jaxlm.tokenize.base import BOS, BYTES, EOS, PAD, Tokenizer, as_bytes, as_text, check_specials
 
-BYTES = 256
 SPECIALS = (BOS, EOS, PAD)
 
 
@@ -37,7 +35,7 @@ class PieceTokenizer(Tokenizer):
     def check(self) -> None:
         kind = type(self).__name__
         check_pieces(f"{kind}.pieces", self.pieces)
-        require(len(set(self.specials)) == len(self.specials), f"{kind}.specials: repeated in {self.specials}")
+        check_specials(f"{kind}.specials", self.specials)
 
     @property
     def _strings(self) -> tuple[str, ...]:
@@ -65,11 +63,6 @@ def check_pieces(where: str, pieces: tuple[str, ...]) -> None:
         seen.add(piece)
 
 
-def as_text(piece: bytes) -> str:
-    """A piece as it is written in `PieceTokenizer.pieces`."""
-    return piece.decode("utf-8", "surrogateescape")
-
-
 def room_for_pieces(name: str, vocab_size: int | None, specials: int = len(SPECIALS)) -> int:
     """How many pieces fit beside the bytes and the special tokens. Raises `ConfigError` if not one does."""
     require(vocab_size is not None, f"training a {name!r} tokenizer needs a vocab_size")
@@ -90,15 +83,6 @@ def enough(name: str, found: int, wanted: int, specials: int = len(SPECIALS)) ->
         f"the texts have too little for a {name!r} tokenizer of {wanted + BYTES + specials} ids: "
         f"vocab_size can be at most {found + BYTES + specials}",
     )
-
-
-def word_counts(texts: Iterable[str | bytes], split: tuple[str, ...]) -> dict[bytes, int]:
-    """How often each pre-token occurs, in the order in which they first do."""
-    counts: collections.Counter[bytes] = collections.Counter()
-    for text in texts:
-        counts.update(cut(as_bytes(text), split))
-    counts.pop(b"", None)
-    return dict(counts)
 
 
 def characters_of(words: Mapping[bytes, int]) -> dict[str, int]:

@@ -44,12 +44,17 @@ def split(data: bytes, rules: Sequence[str]) -> list[bytes]:
     return pieces
 
 
-def words_of(texts: Iterable[str | bytes], rules: Sequence[str]) -> dict[tuple[int, ...], int]:
-    """The pieces of texts, as bytes, with how often each occurs, in the order of first occurrence."""
+def word_counts(texts: Iterable[str | bytes], rules: Sequence[str]) -> dict[bytes, int]:
+    """How often each piece of the texts occurs, in the order of first occurrence."""
     counts: collections.Counter[bytes] = collections.Counter()
     for text in texts:
         counts.update(split(as_bytes(text), rules))
-    return {tuple(piece): count for piece, count in counts.items()}
+    return dict(counts)
+
+
+def words_of(texts: Iterable[str | bytes], rules: Sequence[str]) -> dict[tuple[int, ...], int]:
+    """`word_counts` with pieces as the ids of their bytes, as `jaxlm.tokenize.merges.learn` takes them."""
+    return {tuple(piece): count for piece, count in word_counts(texts, rules).items()}
 
 
 @functools.cache

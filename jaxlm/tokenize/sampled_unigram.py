@@ -19,7 +19,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxlm.core.config import require
-from jaxlm.tokenize.pieces import BYTES, as_text, room_for_pieces, word_counts
+from jaxlm.tokenize.base import BYTES, as_text
+from jaxlm.tokenize.pieces import room_for_pieces
+from jaxlm.tokenize.pretokens import word_counts
 from jaxlm.tokenize.substrings import Substrings
 from jaxlm.tokenize.unigram import UnigramTokenizer
 

@@ -64,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.path == other.path or bool(self.path and other.path and self._model == other._model)
 
     def __hash__(self) -> int:
-        return hash(hashlib.sha256(self._model).digest() if self.path else b"")
+        return hash(self._digest if self.path else b"")
 
     @functools.cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
@@ -144,6 +144,10 @@ class SentencePieceTokenizer(Tokenizer):
             return base64.b64decode(json.loads(content)["model"], validate=True)
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{self.path}: neither a .model nor a saved SentencePiece tokenizer") from None
+
+    @functools.cached_property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self._model).digest()
 
     @functools.cached_property
     def _library(self) -> Any:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.tokenize import merges as lists
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer, as_bytes
-from jaxlm.tokenize.merges import BYTES, Pair, Step, learn
+from jaxlm.tokenize.base import BOS, BYTES, EOS, PAD, Tokenizer, as_bytes, check_specials
+from jaxlm.tokenize.merges import Pair, Step, learn
 from jaxlm.tokenize.pretokens import rule_of, words_of
 from jaxlm.tokenize.pretokens import split as cut
 
@@ -60,9 +60,7 @@ class SuperBpeTokenizer(Tokenizer):
         )
         for rule in self.split:
             rule_of(rule)
-        require(
-            len(set(self.specials)) == len(self.specials), f"SuperBpeTokenizer.specials: repeated in {self.specials}"
-        )
+        check_specials("SuperBpeTokenizer.specials", self.specials)
 
     @classmethod
     def train(

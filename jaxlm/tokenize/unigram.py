@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
-from jaxlm.tokenize.base import as_bytes
-from jaxlm.tokenize.pieces import BYTES, SPECIALS, PieceTokenizer, covered, enough, room_for_pieces, word_counts
-from jaxlm.tokenize.pretokens import rule_of
+from jaxlm.tokenize.base import BYTES, as_bytes
+from jaxlm.tokenize.pieces import SPECIALS, PieceTokenizer, covered, enough, room_for_pieces
+from jaxlm.tokenize.pretokens import rule_of, word_counts
 from jaxlm.tokenize.pretokens import split as cut
 from jaxlm.tokenize.substrings import Substrings
 from jaxlm.tokenize.trie import Trie

@@ -31,19 +31,17 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import choose
-from jaxlm.tokenize.base import as_bytes
+from jaxlm.tokenize.base import BYTES, as_bytes
 from jaxlm.tokenize.pairs import PairCounts
 from jaxlm.tokenize.pieces import (
-    BYTES,
     SPECIALS,
     PieceTokenizer,
     check_pieces,
     covered,
     enough,
     room_for_pieces,
-    word_counts,
 )
-from jaxlm.tokenize.pretokens import rule_of
+from jaxlm.tokenize.pretokens import rule_of, word_counts
 from jaxlm.tokenize.pretokens import split as cut
 from jaxlm.tokenize.trie import Trie
 

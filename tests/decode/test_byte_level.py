@@ -342,6 +342,7 @@ def test_bad_views_are_one_line():
             "more than 3 encodings",
         ),
         (lambda: byte_view(model, params, tokenizer, ends=[9999]), "ends"),
+        (lambda: byte_view(model, None, tokenizer), "a LanguageModel needs its params"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
             call()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import re
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ import pytest
 
 import jaxlm
 from jaxlm.core.errors import ConfigError
-from jaxlm.decode.grammar.constraint import Masks
+from jaxlm.decode.grammar import constraint
+from jaxlm.decode.grammar.automaton import run
+from jaxlm.decode.grammar.constraint import Masks, Matched
 from jaxlm.decode.grammar.context_free import Grammar
 from jaxlm.decode.grammar.earley import tabulate
 from jaxlm.decode.grammar.regex import regex
@@ -138,3 +142,54 @@ def test_bad_arguments_are_one_line(value, message):
     with pytest.raises(ConfigError, match=message) as error:
         make_all([value], SIZE)
     assert "\n" not in str(error.value)
+
+
+class Replayed(Matched):
+    """An adapter whose matcher is the text so far; it counts what it reads."""
+
+    def __init__(self):
+        super().__init__(VOCABULARY, b"")
+        self.read = 0
+
+    def _consumed(self, matcher, token):
+        self.read += 1
+        return matcher + VOCABULARY.token_bytes[token]
+
+    def _mask(self, matcher):
+        return VOCABULARY.allowed(NUMBERS, run(NUMBERS, matcher))
+
+
+@pytest.mark.parametrize("kept", [1, 3, 1024])
+def test_what_is_kept_is_bounded_and_made_again(kept, monkeypatch):
+    """Every prefix is met, then asked for once more, in any order."""
+    monkeypatch.setattr(constraint, "KEPT", kept)
+    matched, masks, rng = Replayed(), Masks(NUMBERS, VOCABULARY), np.random.default_rng(0)
+    states = [(matched.start, masks.start)]
+    for _ in range(60):
+        theirs, mine = states[rng.integers(len(states))]
+        token = int(rng.choice(np.flatnonzero(masks.allowed(mine))))
+        if token != END:
+            states.append((matched.advance(theirs, token), masks.advance(mine, token)))
+    assert len({theirs for theirs, _ in states}) > 20
+    for i in rng.permutation(len(states)):
+        np.testing.assert_array_equal(matched.allowed(states[i][0]), masks.allowed(states[i][1]))
+        assert len(matched._masks) <= kept and len(masks._masks) <= kept and len(matched._matchers) <= kept
+    assert matched.read < 60 if kept == 1024 else matched.read > 60
+
+
+def test_threads_share_a_constraint():
+    """Prefixes get one number each, though all threads meet them at once."""
+    matched, start = Replayed(), threading.Barrier(8)
+    tokens = [VOCABULARY.token_bytes.index(bytes([b])) for b in b"12345678" * 20]
+
+    def walk(_):
+        start.wait()
+        state, states = matched.start, []
+        for token in tokens:
+            state = matched.advance(state, token)
+            states.append(state)
+        return states
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(walk, range(8)))
+    assert all(one == list(range(1, len(tokens) + 1)) for one in found) and matched.read == len(tokens)

@@ -98,12 +98,14 @@ def test_what_is_not_determined_is_said(place, capsys):
         (["--ignore=3-1"], "--ignore=3-1: expected numbers of merges in 0..49"),
         (["--ignore=50"], "--ignore=50"),
         (["--ignore=0-49"], "every merge that occurs in the samples is ignored"),
+        (["--workdir={place}/samples/language0.txt"], "language0.txt is no folder that can be written to"),
     ],
 )
 def test_refusals_are_one_line(place, arguments, message, capsys):
-    assert ask(place, *arguments) == 2
+    assert ask(place, *(argument.replace("{place}", str(place)) for argument in arguments)) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (place / "out").exists()
 
 
 def test_a_tokenizer_that_does_not_say_how_it_splits(place, capsys):

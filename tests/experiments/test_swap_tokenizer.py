@@ -15,6 +15,7 @@ from experiments.swap_tokenizer import FLAGS
 from jaxlm.interop.embedding_init import METHODS
 from jaxlm.tokenize.base import EOS
 from jaxlm.tokenize.bpe import BpeTokenizer
+from jaxlm.tokenize.extend import extend
 from jaxlm.tokenize.hf import HfTokenizer
 from jaxlm.tokenize.overlap import overlap
 from tests.interop.test_vocabulary import model_of
@@ -80,6 +81,30 @@ def test_a_tokenizer_of_ours_and_extension(folder, tmp_path):
     assert swap(*arguments, "--overwrite") == 0 and jaxlm.load_hf(two)[0].spec.vocab_size == 300
 
 
+def test_where_it_writes_is_asked_first(folder, tmp_path, monkeypatch, capsys):
+    """Not after the model was read and its embeddings made."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    monkeypatch.setattr(swap_tokenizer, "load_hf", lambda *_, **__: pytest.fail("read the checkpoint"))
+    assert swap(f"--checkpoint={folder}/llama", f"--tokenizer={folder}/new", f"--out={tmp_path}/out") == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_tokenizer_extended_behind_its_special_tokens(folder, tmp_path):
+    """`jaxlm.tokenize.extend`: the folder's ids, special tokens among them, keep their rows."""
+    small = BpeTokenizer.train(TEXT, 290)
+    larger = extend(small, BpeTokenizer.train(["zab zabaz zabaz kuzab"], 264, specials=()))
+    larger.save(tmp_path / "larger.json")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert swap(f"--checkpoint={folder}/llama", f"--tokenizer={folder}/ours.json", f"--out={one}") == 0
+    assert swap(f"--checkpoint={one}", f"--tokenizer={tmp_path}/larger.json", f"--out={two}", "--extend") == 0
+    (_, before), (model, after), written = jaxlm.load_hf(one), jaxlm.load_hf(two), HfTokenizer.from_folder(two)
+    assert model.spec.vocab_size == larger.vocab_size > 290
+    np.testing.assert_array_equal(after["embed"]["table"][:290], before["embed"]["table"])
+    assert written.token_bytes == larger.token_bytes and written.special(EOS) == small.special(EOS)
+    assert written.encode("kuzabaz").tolist() == larger.encode("kuzabaz").tolist()
+
+
 @pytest.mark.torch
 def test_transformers_generates_with_it(folder, tmp_path):
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -117,6 +142,10 @@ CHECKPOINT, NEW = "--checkpoint={folder}/llama", "--tokenizer={folder}/new"
         (["--checkpoint={folder}/new", NEW], "has no config.json"),
         ([CHECKPOINT, NEW, "--dtype=int8"], "unknown dtype 'int8'"),
         ([CHECKPOINT, NEW, "--out={folder}"], "is or contains the checkpoint"),
+        ([CHECKPOINT, NEW, "--out={folder}/texts"], "texts is not empty; choose another, or replace it"),
+        ([CHECKPOINT, NEW, "--out={folder}/ours.json"], "ours.json is a file; expected a folder"),
+        (["--checkpoint={folder}/none", NEW], "none: no such folder"),
+        ([CHECKPOINT, NEW, "--seed=-1"], "seed"),
     ],
 )
 def test_refusals(folder, arguments, message, tmp_path, capsys):

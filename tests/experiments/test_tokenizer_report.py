@@ -120,12 +120,20 @@ def test_help(capsys):
         (["--tokenizers=bpe:12"], "12"),
         (["--tokenizers=byte,byte"], "'byte' is given twice"),
         (["--tokenizers=a="], "expected [name=]source"),
+        (["--tokenizers=hf"], "'hf' reads files and is not trained; name its file or folder"),
+        (["--tokenizers=tiktoken:300"], "'tiktoken' reads files and is not trained"),
+        (["--tokenizers={tmp}/empty.txt"], "empty.txt: there are no merges in it"),
+        (["--tokenizers=byte", "--parallel=en={tmp}/en.txt,ru={tmp}/empty.txt"], "empty.txt has no text in it"),
+        (["--workdir={tmp}/empty.txt"], "empty.txt is no folder that can be written to"),
+        (["--workdir={tmp}/empty.txt/deeper"], "empty.txt is no folder that can be written to"),
         (["--tokenizers=byte", "--texts=no/such"], "no/such"),
         (["--tokenizers=byte", "--parallel=en=no/such"], "cannot read no/such"),
         (["--bytes=0"], "--bytes=0: expected a positive number"),
     ],
 )
 def test_refusals(tmp_path, texts, capsys, arguments, message):
+    (tmp_path / "empty.txt").touch()
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     more = [] if any(a.startswith("--texts") for a in arguments) else [f"--texts={texts}"]
     assert run(tmp_path, *more, *arguments) == 2
     error = capsys.readouterr().err

@@ -16,6 +16,7 @@ from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.tokenize.base import BOS
 from jaxlm.tokenize.bpe import BpeTokenizer
+from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.pretokens import split as cut
 from tests.tiny import close, draw_params, jit, params_of, tiny
 
@@ -113,6 +114,27 @@ def test_score_of_merged_tokens():
     x, extended = dynamic_embeddings(model, params, merged)
     assert x.shape == (*merged.tokens.shape, model.spec.width)
     assert extended["head"]["kernel"].shape[1] == model.spec.vocab_size + len(merged.pieces)
+
+
+class Spaced(ByteTokenizer):
+    """Puts a space before a text, as SentencePiece does."""
+
+    def _encode(self, data):
+        return super()._encode(b" " + data)
+
+
+class Unknowing(ByteTokenizer):
+    """Says nothing but "unknown"."""
+
+    def _encode(self, data):
+        return np.array([self.special(BOS)], np.int32)
+
+
+@pytest.mark.parametrize("tokenizer", [Spaced(), Unknowing()])
+def test_tokens_that_do_not_spell_the_text(tokenizer):
+    with pytest.raises(ConfigError, match="do not spell the text b'ab ab' as it is") as error:
+        dynamic_batch(tokenizer, ["ab ab"], 2)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_input():

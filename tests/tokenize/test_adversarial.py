@@ -91,6 +91,16 @@ def test_controls_are_the_nearest_by_count():
     assert controls(tokenizer, [trap], {"ab": 100, "cd": 100, "bc": 7}, prefix="") == [(trap, ("ab", "ab", "abab"))]
 
 
+def test_words_that_are_not_utf8():
+    """Bytes as U+DC80..U+DCFF, as everywhere."""
+    words = {"a\udcff": 9, "c\udcfe": 9, "\udcffc": 5}
+    tokenizer = BpeTokenizer(((0xFF, ord("c")), (ord("a"), 0xFF), (ord("c"), 0xFE)))
+    (trap,) = search(tokenizer, words, 1, prefix="")
+    assert trap[:4] == ("a\udcff", "c\udcfe", "a\udcffc\udcfe", "\udcffc")
+    ((_, control),) = controls(tokenizer, [trap], words, prefix="")
+    assert control.text == control.first + control.second and len(control.text) == 4
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

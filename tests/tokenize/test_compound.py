@@ -156,6 +156,7 @@ def test_what_is_cut():
     counts = decompounded(["sea side seaside", "seaside"], lambda w: ["sea", "side"] if w == "seaside" else [w])
     assert counts == {"sea": 2, " side": 1, " sea": 1, "side": 2}
     assert decompounded(["aa bb aa", " bb"], halves, min_count=2) == {" b": 2, "b": 2}
+    assert decompounded(["a\udcffbc"], halves) == {"a\udcff": 1, "bc": 1}  # bytes that are not UTF-8
 
 
 def test_a_vocabulary_of_parts_cuts_compounds_where_they_join():

@@ -91,16 +91,21 @@ def write(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("merges.txt", b"a b\na b c\n", "merges.txt, line 2: 'a b c'; expected two tokens"),
-        ("merges.txt", b"#version: 0.2\n\na\n", "line 3: 'a'"),
-        ("merges.txt", b"i n</w>\n", "line 1: merges with </w> are not supported"),
+        ("merges.txt", b"a b\na b c\n", "merges.txt: line 2 is 'a b c', not two tokens"),
+        ("merges.txt", b"#version: 0.2\n\na\n", "line 3 is 'a', not two tokens"),
+        ("merges.txt", b"i n</w>\n", "merges with </w> are not supported"),
         ("merges.txt", b"#version: 0.2\n", "there are no merges in it"),
         ("merges.txt", b"ab c\n", "none of its 1 merges can ever happen"),
         ("merges.txt", b"\xff\xfe", "is not UTF-8"),
         ("tokenizer.json", b"{", "is not JSON"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "merges": ["\ud800 b"]}},
+            r"a merge is of \['.ud800'\], which is no",
+        ),
         ("tokenizer.json", [], "expected a JSON object, got list"),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, r"its model \(Unigram\) has no merges"),
-        ("tokenizer.json", {"model": {"type": "BPE", "merges": ["a b", "a"]}}, "merge 1 is \\['a'\\]; expected two"),
+        ("tokenizer.json", {"model": {"type": "BPE", "merges": ["a b", "a"]}}, "merge 1 is 'a', not two tokens"),
         ("tokenizer.json", {"model": {"merges": ["a b"], "end_of_word_suffix": "</w>"}}, "end_of_word_suffix '</w>'"),
         (
             "ours.json",

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.core.errors import ConfigError
+from jaxlm.tokenize.base import as_text
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.path_piece import PathPieceTokenizer, fewest, increases
-from jaxlm.tokenize.pieces import as_text
 from jaxlm.tokenize.substrings import Substrings
 from jaxlm.tokenize.trie import Trie
 

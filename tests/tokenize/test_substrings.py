@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.tokenize.dictionary import DictionaryTokenizer
-from jaxlm.tokenize.pieces import covered, room_for_pieces, word_counts
+from jaxlm.tokenize.pieces import covered, room_for_pieces
+from jaxlm.tokenize.pretokens import word_counts
 from jaxlm.tokenize.substrings import Substrings
 from jaxlm.tokenize.trie import Trie
 

@@ -2,11 +2,14 @@
 
 States are numbers, so that the decode loop can carry them: `Constraint.allowed` and `Constraint.advance` are pure
 functions of them, whatever lies behind. `jaxlm.decode.processors.constraint` calls them from inside the compiled loop.
+Masks, and other libraries' matchers, are kept for a bounded number of states and made again when they are asked for
+later; several threads may ask.
 """
 
 from __future__ import annotations
 
 import abc
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +22,18 @@ from jaxlm.decode.grammar.earley import Recogniser
 from jaxlm.decode.grammar.vocabulary import Vocabulary
 
 ENDED = -2  # after the end token, and after one that was not allowed: only the end token goes on
+KEPT = 1024  # masks, and matchers; a mask has a byte for each token of the vocabulary
 
 
 class Constraint(abc.ABC):
-    """Base of the constraints. A method defines `start`, `_allowed` and `_advance`.
-
-    What they return is kept for each state that was met.
-    """
+    """Base of the constraints. A method defines `start`, `_allowed` and `_advance`; one thread enters at a time."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self._lock = threading.RLock()
         self._masks: dict[int, NDArray[np.bool_]] = {}
-        ended = np.zeros(len(vocabulary), bool)
-        ended[list(vocabulary.end)] = True
-        self._masks[ENDED] = ended
+        self._ended = np.zeros(len(vocabulary), bool)
+        self._ended[list(vocabulary.end)] = True
 
     @property
     @abc.abstractmethod
@@ -52,17 +53,24 @@ class Constraint(abc.ABC):
 
         Raises `ConfigError` where the vocabulary has no token for what must follow.
         """
-        if state not in self._masks:
-            mask = self._allowed(state)
-            require(mask.any(), "no token of the vocabulary goes on with what the constraint allows")
-            mask.setflags(write=False)
-            self._masks[state] = mask
-        return self._masks[state]
+        if state == ENDED:
+            return self._ended
+        with self._lock:
+            mask = self._masks.get(state)
+            if mask is None:
+                mask = self._allowed(state)
+                require(mask.any(), "no token of the vocabulary goes on with what the constraint allows")
+                mask.setflags(write=False)
+                if len(self._masks) >= KEPT:
+                    self._masks.clear()
+                self._masks[state] = mask
+            return mask
 
     def advance(self, state: int, token: int) -> int:
         """The state after a token; `ENDED` after the end, or if the token was not allowed."""
-        inside = token < len(self.vocabulary) and self.allowed(state)[token]
-        return self._advance(state, token) if inside and token not in self.vocabulary.end else ENDED
+        with self._lock:
+            inside = token < len(self.vocabulary) and self.allowed(state)[token]
+            return self._advance(state, token) if inside and token not in self.vocabulary.end else ENDED
 
     def may_end(self, state: int) -> bool:
         """Whether the text may end here."""
@@ -106,12 +114,15 @@ class Masks(Constraint):
 class Matched(Constraint):
     """Base of the adapters: another library's matcher of a whole text, one for each prefix that was met.
 
-    Prefixes are numbered as they come; a prefix is kept as its matcher.
+    Prefixes are numbered as they come, and each is the one before and a token; a matcher that is no longer kept reads
+    again from the nearest prefix that is.
     """
 
     def __init__(self, vocabulary: Vocabulary, matcher: object) -> None:
         super().__init__(vocabulary)
-        self._matchers = [matcher]
+        self._first = matcher
+        self._matchers: dict[int, object] = {}
+        self._prefixes: list[tuple[int, int]] = [(DEAD, DEAD)]  # of each number but 0, the prefix before and its token
         self._numbers: dict[tuple[int, int], int] = {}
 
     @property
@@ -127,10 +138,30 @@ class Matched(Constraint):
         """The tokens that the matcher allows, boolean [V]."""
 
     def _allowed(self, state: int) -> NDArray[np.bool_]:
-        return self._mask(self._matchers[state])
+        return self._mask(self._matcher(state))
 
     def _advance(self, state: int, token: int) -> int:
         if (state, token) not in self._numbers:
-            self._matchers.append(self._consumed(self._matchers[state], token))
-            self._numbers[state, token] = len(self._matchers) - 1
+            after = self._consumed(self._matcher(state), token)
+            self._prefixes.append((state, token))
+            self._numbers[state, token] = len(self._prefixes) - 1
+            self._keep(len(self._prefixes) - 1, after)
         return self._numbers[state, token]
+
+    def _matcher(self, state: int) -> object:
+        """The matcher of a prefix."""
+        tokens, at = [], state
+        while at and at not in self._matchers:
+            at, token = self._prefixes[at]
+            tokens.append(token)
+        matcher = self._matchers[at] if at else self._first
+        for token in reversed(tokens):
+            matcher = self._consumed(matcher, token)
+        if tokens:
+            self._keep(state, matcher)
+        return matcher
+
+    def _keep(self, state: int, matcher: object) -> None:
+        if len(self._matchers) >= KEPT:
+            self._matchers.clear()
+        self._matchers[state] = matcher

@@ -53,7 +53,7 @@ class Automaton(Processor):
                 array.ndim == rank and array.size and array.dtype.kind in "iu",
                 f"automaton.{name}: expected integers with {rank} axes, got {array.dtype} {list(array.shape)}",
             )
-            object.__setattr__(self, name, jnp.asarray(array, jnp.int32))  # placed once, not at every call
+            object.__setattr__(self, name, array.astype(np.int32))
         states, classes = self.after.shape
         after, kinds = np.asarray(self.after), np.asarray(self.classes)
         require(((after >= -1) & (after < states)).all(), f"automaton.after: expected states -1..{states - 1}")
@@ -61,6 +61,17 @@ class Automaton(Processor):
         require(0 <= self.start < states, f"automaton.start: expected a state 0..{states - 1}, got {self.start}")
         stuck = np.flatnonzero(~(after[:, np.unique(kinds)] >= 0).any(1))
         require(not stuck.size, f"automaton.after: no token goes on from state {stuck[:1]}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Automaton) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[Any, ...]:
+        arrays = np.asarray(self.after), np.asarray(self.classes)
+        return (*((array.shape, array.tobytes()) for array in arrays), int(self.start))
 
     def check_vocabulary(self, size: int) -> None:
         given = len(self.classes)
@@ -71,11 +82,12 @@ class Automaton(Processor):
         return jnp.full(prompt_BL.shape[0], self.start, jnp.int32)
 
     def __call__(self, logits_BV: jax.Array, token_B: jax.Array | None, step: Any, state: jax.Array) -> Any:
-        known, ended = self.classes.shape[0], self.after.shape[0] - 1
+        table, classes = jnp.asarray(self.after), jnp.asarray(self.classes)
+        known, ended = len(classes), len(table) - 1
         if token_B is not None:
-            after = self.after[state, self.classes[jnp.minimum(token_B, known - 1)]]
+            after = table[state, classes[jnp.minimum(token_B, known - 1)]]
             state = jnp.where((after >= 0) & (token_B < known), after, ended)
-        allowed = self.after[state][:, self.classes] >= 0
+        allowed = table[state][:, classes] >= 0
         beyond = logits_BV.shape[-1] - known
         allowed = jnp.pad(allowed, ((0, 0), (0, beyond)))
         return jnp.where(allowed, logits_BV, -jnp.inf), state

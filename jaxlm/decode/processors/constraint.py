@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.config import require
+from jaxlm.core.errors import shown
 from jaxlm.decode.grammar.constraint import Constraint
 from jaxlm.decode.processor import Processor
 
@@ -35,7 +36,9 @@ class Constrained(Processor):
 
     def check(self) -> None:
         good = self.constraint is None or isinstance(self.constraint, Constraint)
-        require(good, f"constraint: expected a jaxlm.decode.grammar.constraint.Constraint, got {self.constraint!r}")
+        require(
+            good, f"constraint: expected a jaxlm.decode.grammar.constraint.Constraint, got {shown(self.constraint)}"
+        )
 
     def check_vocabulary(self, size: int) -> None:
         if self.constraint is not None:
