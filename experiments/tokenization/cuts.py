@@ -24,6 +24,7 @@ from experiments.tokenization.frame import Arm, Found, Results, Run, Study
 from experiments.tokenization.language_model import SmallModel, Training, of_text
 from experiments.tokenization.texts import Texts, make, stream_of
 from jaxlm.core.config import require
+from jaxlm.core.types import Params
 from jaxlm.decode.byte_level import byte_view, naive_next_byte
 from jaxlm.decode.token_healing import healed_next_byte
 from jaxlm.decode.token_model import FullPass, Ids
@@ -115,7 +116,7 @@ class Cuts(Study):
         return lambda seed: self._read(tokenizer, (model, training(seed)[0]), texts, seed)
 
     def _read(
-        self, tokenizer: Tokenizer, model: Trigrams | tuple[LanguageModel, dict], texts: Texts, seed: int
+        self, tokenizer: Tokenizer, model: Trigrams | tuple[LanguageModel, Params], texts: Texts, seed: int
     ) -> Iterator[Found]:
         draws = np.random.default_rng(seed)
         long = [text for text in texts.test_texts if len(text) > 1]

@@ -186,4 +186,4 @@ def _of_each_split(additions: Additions, draws: np.random.Generator, number: int
         pool.append(additions.draw(draws, 4 * number))
     joined = Problems(*(np.concatenate(parts) for parts in zip(*pool, strict=True)))
     chosen = np.concatenate([np.flatnonzero(joined.longer == longer)[:number] for longer in (False, True)])
-    return Problems(*(part[chosen] for part in joined))
+    return Problems(joined.tokens[chosen], joined.answer[chosen], joined.longer[chosen], joined.digits[chosen])

@@ -22,7 +22,7 @@ from experiments.tokenization.texts import Texts, make, stream_of, with_typos
 from jaxlm.core.config import require
 from jaxlm.data.pack import TokenStream
 from jaxlm.tokenize import bpe_dropout, metrics
-from jaxlm.tokenize.base import BOS, EOS
+from jaxlm.tokenize.base import BOS, EOS, Tokenizer
 from jaxlm.tokenize.bpe import BpeTokenizer
 
 DROPOUT = "bpe_dropout"
@@ -90,8 +90,9 @@ class Segmentation(Study):
 
         return run
 
-    def _dropped(self, tokenizer: BpeTokenizer, texts: list[bytes]) -> TokenStream:
+    def _dropped(self, tokenizer: Tokenizer, texts: list[bytes]) -> TokenStream:
         """The text several times, each time cut anew."""
+        assert isinstance(tokenizer, BpeTokenizer)
         draws = np.random.default_rng(0)
         ends = np.array([tokenizer.special(BOS)]), np.array([tokenizer.special(EOS)])
         documents = [
