@@ -12,6 +12,7 @@ from experiments.claims import Line, between
 from experiments.state_space_plan import Arm, RunConfig
 
 ABOVE_CHANCE = 0.1  # a run whose score is not that much above chance has not left it
+FORGOTTEN = 95.0  # % of the first list's surprisal, above which a model has not learned that lists come again
 CONVERGED = 0.95  # accuracy in the first episode, below which the study of collapse reads nothing
 
 
@@ -68,8 +69,9 @@ class Results:
 
     def idle(self, arm: Arm) -> frozenset[int]:
         """The seeds in which the arm has not learned its task: marked everywhere, left out nowhere."""
-        if self.config.study == "verbatim":  # a language model has learned as soon as it has seen a text
-            return frozenset()
+        if self.config.study == "verbatim":  # the easiest list that comes again is as surprising as the first was
+            found = self.of(arm, min(self.config.gaps), "surprisal", f"repeat {min(arm.lengths)}")
+            return frozenset(seed for seed, value in found.items() if value > FORGOTTEN)
         if self.config.study == "collapse":
             found, bar = self.of(arm, 1, setting=self.config.settings[0].label), CONVERGED
         else:
@@ -255,30 +257,30 @@ def verbatim(found: Results) -> Iterator[Line]:
         transformer, lstm = by_label.get("transformer"), by_label.get("lstm")
         if transformer:
             yield from found.line("transformer: repeated, greatest of all lists and gaps", 30, False,
-                                  over(transformer, max, "repeat"))  # fmt: skip
+                                  over(transformer, max, "repeat"), transformer)  # fmt: skip
             yield from found.line("transformer: permuted - repeated, least", 20, True,
-                                  over(transformer, min, "permute", less=True))  # fmt: skip
+                                  over(transformer, min, "permute", less=True), transformer)  # fmt: skip
         if lstm:
             cell = f"{hard[1]} nouns, gap {hard[0]}"
             repeated = of(lstm, "repeat", *hard)
-            yield from found.line(f"lstm: repeated, {cell}", 70, True, repeated)
+            yield from found.line(f"lstm: repeated, {cell}", 70, True, repeated, lstm)
             order = between(of(lstm, "permute", *hard), repeated)
-            yield from found.line(f"lstm: permuted - repeated, {cell}", 10, False, order)
+            yield from found.line(f"lstm: permuted - repeated, {cell}", 10, False, order, lstm)
         for name, arm in by_label.items():
             if arm in (transformer, lstm):
                 continue
             here = of(arm, "repeat", *hard)
             if transformer and lstm:
                 yield from found.line(f"{name} - transformer, repeated, {cell}", 0, True,
-                                      between(here, of(transformer, "repeat", *hard)))  # fmt: skip
+                                      between(here, of(transformer, "repeat", *hard)), arm, transformer)  # fmt: skip
                 yield from found.line(f"{name} - lstm, repeated, {cell}", 0, False,
-                                      between(here, of(lstm, "repeat", *hard)))  # fmt: skip
+                                      between(here, of(lstm, "repeat", *hard)), arm, lstm)  # fmt: skip
             short, few = (min(config.gaps), hard[1]), (hard[0], min(config.arms[0].lengths))
             longest_gap = (max(config.gaps), hard[1])
             worse = between(of(arm, "repeat", *longest_gap), of(arm, "repeat", *short))
-            yield from found.line(f"{name}: repeated, longest - shortest gap", 0, True, worse)
+            yield from found.line(f"{name}: repeated, longest - shortest gap", 0, True, worse, arm)
             yield from found.line(f"{name}: repeated, most - fewest nouns", 0, True,
-                                  between(here, of(arm, "repeat", *few)))  # fmt: skip
+                                  between(here, of(arm, "repeat", *few)), arm)  # fmt: skip
 
 
 def translation(found: Results) -> Iterator[Line]:
