@@ -26,7 +26,8 @@ The `accelerator` presets: as `study`, at sizes nearer to the papers'; not yet r
 
 Hardware and wall time: each `smoke` under 60 s; the `study` presets of recall, collapse (pauses of some 16 minutes
 counted) and copying took 46, 43 and 23 minutes on 2 CPU cores that did other work too, passkey some 40, translation
-57 and verbatim 78 on one such core, and the others should take 15 to 90; `accelerator` on one GPU or TPU chip, wall time not measured.
+57 and verbatim 78 on one such core, and the others should take 15 to 90; `accelerator` on one GPU or TPU chip, wall
+time not measured.
 """
 
 from __future__ import annotations
