@@ -166,7 +166,7 @@ def standard_texts(limit: int) -> dict[str, list[str]]:
         if size["code"] < limit:
             code.append(document.text.decode())
             size["code"] += len(document.text)
-        for _, _, text in docstrings(document.text.decode()):
+        for _, _, text in docstrings(document.text.decode()) or ():
             if size["prose"] < limit:
                 prose.append(text)
                 size["prose"] += len(text.encode())

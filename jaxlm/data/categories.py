@@ -216,7 +216,9 @@ def _sources() -> Iterator[tuple[str, list[Docstring]]]:
         return
     for document in sorted(documents, key=lambda d: _mixing(d.name)):
         text = document.text.decode()
-        yield text, docstrings(text)
+        found = docstrings(text)
+        if found is not None:
+            yield text, found
 
 
 def _code(_: Path | None) -> Iterator[bytes]:

@@ -17,13 +17,13 @@ class Docstring(NamedTuple):
     text: str
 
 
-def docstrings(source: str) -> list[Docstring]:
-    """Those of the module, its classes and functions, outer ones first; none of what this Python cannot parse."""
+def docstrings(source: str) -> list[Docstring] | None:
+    """Those of the module, its classes and functions, outer ones first; None for what this Python cannot parse."""
     try:
         with _PARSING:
             tree = ast.parse(source)
     except (ValueError, SyntaxError):
-        return []
+        return None
     found = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):

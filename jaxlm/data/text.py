@@ -142,7 +142,7 @@ def _stdlib(which: str) -> list[tuple[str, Path]]:
 
 def _docstrings() -> Iterator[Document]:
     for document in read("stdlib:").documents:
-        for found in docstrings(document.text.decode()):
+        for found in docstrings(document.text.decode()) or ():
             yield Document(f"{document.name}:{found.first}", found.text.encode("utf-8", "surrogatepass"))
 
 
