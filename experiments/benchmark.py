@@ -4,6 +4,9 @@
     python -m experiments.benchmark --suite=decode --workdir=runs/bench
     python -m experiments.benchmark --suite=attention --workdir=runs/bench
     python -m experiments.benchmark --suite=recurrence --workdir=runs/bench
+    python -m experiments.benchmark --suite=delete_gate --workdir=runs/bench
+    python -m experiments.benchmark --suite=bytes --workdir=runs/bench --rounds=5 --steps=1
+    python -m experiments.benchmark --suite=tokenize --workdir=runs/bench --rounds=5 --steps=1
 
 All contestants live in this process and take turns (`experiments.race`). Writes <suite>.json with command, commit,
 hardware and versions, and prints the table that it also writes to <suite>.txt.
@@ -28,7 +31,7 @@ from absl import app, flags, logging  # noqa: E402
 
 from jaxlm.core.errors import ConfigError, choose  # noqa: E402
 
-SUITES = ("train_step", "decode", "attention", "recurrence")
+SUITES = ("train_step", "decode", "attention", "recurrence", "tokenize", "delete_gate", "bytes")
 
 SUITE = flags.DEFINE_string("suite", "train_step", f"what to measure: {', '.join(SUITES)}")
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "folder for the JSON")

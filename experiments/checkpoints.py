@@ -32,18 +32,26 @@ def kind_of(folder: Path) -> str:
 
 
 def load(folder: Path, dtype: str | None = None, step: int | None = None) -> tuple[LanguageModel, Params]:
-    """The model and its parameters.
+    """The model, a decoder, and its parameters.
 
     Args:
       folder: of the checkpoint.
       dtype: of parameters and activations; None for the checkpoint's own.
       step: of a run; None for its newest good one.
+
+    Raises `ConfigError` for an encoder-decoder, which continues no text.
     """
     if kind_of(folder) == "hf":
         require(step is None, f"{folder} is of Hugging Face's kind and has no steps; got step {step}")
-        return load_hf(folder, dtype=dtype)
-    model, params = load_checkpoint(folder, step=step)
-    return (model, params) if dtype is None else cast(model, params, dtype)
+        model, params = load_hf(folder, dtype=dtype)
+    else:
+        model, params = load_checkpoint(folder, step=step)
+    require(
+        isinstance(model, LanguageModel),
+        f"{folder} is an encoder-decoder checkpoint, asked for what a decoder alone does; it answers a source: "
+        "jaxlm.generate(model, params, source)",
+    )
+    return (model, params) if dtype is None or model.spec.dtype == dtype else cast(model, params, dtype)
 
 
 def cast(model: LanguageModel, params: Params, dtype: str) -> tuple[LanguageModel, Params]:

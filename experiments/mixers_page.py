@@ -85,7 +85,7 @@ def state(mixer: Any) -> str:
 
     def floats(length: int) -> int:
         cache = make("cache", getattr(mixer, "needs_cache", "full"))
-        empty = jax.eval_shape(lambda: mixer.init_state(Dims(width=WIDTH), 1, length, "float32", cache))
+        empty = jax.eval_shape(lambda: mixer.init_state(Dims(width=WIDTH, source=length), 1, length, "float32", cache))
         return sum(x.size for x in jax.tree.leaves(empty) if x.dtype == "float32")
 
     short, long = map(floats, LENGTHS)

@@ -14,6 +14,10 @@ _NAMES = {
     "Attention": "jaxlm.mixer.attention",
     "Block": "jaxlm.model.spec",
     "ConfigError": "jaxlm.core.errors",
+    "CrossAttention": "jaxlm.mixer.cross_attention",
+    "DeleteGate": "jaxlm.model.delete_gate",
+    "EncoderDecoder": "jaxlm.model.encoder_decoder",
+    "EncoderDecoderSpec": "jaxlm.model.encoder_decoder",
     "Group": "jaxlm.model.spec",
     "LanguageModel": "jaxlm.model.language_model",
     "ModelSpec": "jaxlm.model.spec",
@@ -36,6 +40,10 @@ __all__ = [
     "Attention",
     "Block",
     "ConfigError",
+    "CrossAttention",
+    "DeleteGate",
+    "EncoderDecoder",
+    "EncoderDecoderSpec",
     "Group",
     "LanguageModel",
     "ModelSpec",
@@ -83,7 +91,11 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.interop.load import load_hf as load_hf
     from jaxlm.interop.save import save_hf as save_hf
     from jaxlm.mixer.attention import Attention as Attention
+    from jaxlm.mixer.cross_attention import CrossAttention as CrossAttention
+    from jaxlm.model.delete_gate import DeleteGate as DeleteGate
     from jaxlm.model.describe import describe as describe
+    from jaxlm.model.encoder_decoder import EncoderDecoder as EncoderDecoder
+    from jaxlm.model.encoder_decoder import EncoderDecoderSpec as EncoderDecoderSpec
     from jaxlm.model.extend import extend as extend
     from jaxlm.model.language_model import LanguageModel as LanguageModel
     from jaxlm.model.language_model import draw_positions as draw_positions

@@ -143,7 +143,7 @@ def run(rounds: int, steps: int, threads: int) -> dict[str, Any]:
             raise ConfigError(
                 f"{name} is not the same model: its first losses are {entry['first_losses']}, ours {first}"
             )
-    flops = 3 * forward_flops(ours.trainer.model.spec, SHAPE["length"]) * SHAPE["batch"] * SHAPE["length"]
+    flops = 3 * forward_flops(ours.trainer.model.writer, SHAPE["length"]) * SHAPE["batch"] * SHAPE["length"]
     rate = matmul_rate()
     return {
         "shape": SHAPE,

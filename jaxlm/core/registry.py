@@ -21,6 +21,7 @@ ROOMS = {
     "mask": "jaxlm.attention",
     "cache": "jaxlm.cache",
     "sequence_edit": "jaxlm.edit",
+    "patcher": "jaxlm.model.patcher",
     "objective": "jaxlm.objective",
     "processor": "jaxlm.decode.processors",
     "task": "jaxlm.data.tasks",

@@ -28,13 +28,31 @@ Side = tuple[jax.Array, jax.Array]  # of queries [B, L, S] and of keys [B, T, S]
 @dataclasses.dataclass(frozen=True)
 class Dims:
     """What a method may know of the model it sits in. ``heads`` and ``head_dim`` are set inside an attention mixer;
-    ``out`` is the width of what attention gives where that is not ``width``, the width of what it reads."""
+    ``out`` is the width of what attention gives where that is not ``width``, the width of what it reads; ``source`` the
+    length of what an encoder gives, where a state is made that holds it."""
 
     width: int
     layers: int = 1
     heads: int = 1
     head_dim: int = 0
     out: int = 0
+    source: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a decoder reads of an encoder.
+
+    Attributes:
+      hidden: [B, S, D], after the encoder's final norm.
+      segment_ids: int32 [B, S]; a query reads what has its own segment, and 0 is read by nobody. None for one document.
+      bias: float32 [B, S], added to the logits of each key (soft deletion); None for nothing.
+    """
+
+    hidden: jax.Array
+    segment_ids: jax.Array | None = None
+    bias: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +69,9 @@ class Context:
       length: int32 scalar, the length that dynamic position scalings scale for; None for the longest position seen.
       shared: parameters of model-wide methods by registered name (T5's bias table).
       embedded: [B, L, D], the input of the first layer, for mixers that read it too; None outside a whole model.
+      handed: what layers before hand on by name, for mixers that read it (RWKV-7's first values).
+      memory: what an encoder gave, for mixers that read it; None where there is none, or where their state holds it.
+      key_bias: float32 [B, L], added to the logits of each token as a key in self-attention (soft deletion).
     """
 
     positions: jax.Array
@@ -62,6 +83,9 @@ class Context:
     length: jax.Array | None = None
     shared: Params = dataclasses.field(default_factory=dict)
     embedded: jax.Array | None = None
+    handed: Params = dataclasses.field(default_factory=dict)
+    memory: Memory | None = None
+    key_bias: jax.Array | None = None
 
 
 class TileBias:

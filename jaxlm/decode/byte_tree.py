@@ -302,6 +302,8 @@ def why_not(spec: ModelSpec) -> str:
     """Why a model cannot be run on a tree of texts here; empty if it can."""
     if spec.edit is not None:
         return "the model edits its input"
+    if spec.patcher is not None:
+        return "the model makes patches of bytes"
     for name, (encoding, _) in decoder.position_encodings(spec).items():
         if encoding.reads_tokens:
             return f"position {name!r} remembers the tokens"

@@ -56,6 +56,9 @@ def edit_cache(
         caches, or an encoding whose positions are not all in queries and keys, so that keys and values cannot be moved.
     """
     tokens = _checked_tokens(model.spec, insert, len(state["position"]))
+    require(
+        model.spec.patcher is None, "edit_cache: a model that makes patches of its text cannot have the text edited"
+    )
     _check_model(model.spec, tuple((type(one), getattr(one, "rotated", False)) for one in state["layers"]))
     places = _checked_edit(state, at, delete, tokens.shape[1])
     return _edit(model.spec, delete, params, state, jnp.asarray(places), jnp.asarray(tokens))

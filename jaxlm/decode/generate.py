@@ -1,5 +1,7 @@
 """Autoregressive generation: what a user asks for, checked, and the loop of `jaxlm.decode.loop` run on it.
 
+A prompt is what a decoder continues, and the source that an encoder-decoder answers.
+
 Prompts of different lengths are padded, on either side; padding has segment 0, so nothing attends to it, and a row's
 positions go on from its own length. A row's text depends on its prompt, its id and the key alone.
 """
@@ -28,8 +30,8 @@ from jaxlm.decode.processors.suppress import Suppress
 from jaxlm.decode.processors.temperature import Temperature
 from jaxlm.decode.processors.top_k import TopK
 from jaxlm.decode.processors.top_p import TopP
-from jaxlm.model import decoder
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model import decoder, patched
+from jaxlm.model.language_model import Model
 from jaxlm.model.spec import ModelSpec
 
 # Called with each row's new tokens, int32 [n] (none once the row has ended); what it returns, None or booleans that
@@ -38,7 +40,7 @@ Stream = Callable[[list[np.ndarray]], Any]
 
 
 def generate(
-    model: LanguageModel,
+    model: Model,
     params: Params,
     prompt_BL: Any,
     max_new_tokens: Any = 16,
@@ -58,14 +60,15 @@ def generate(
     stream: Stream | None = None,
     stream_every: int = 1,
 ) -> jax.Array:
-    """Continues prompts.
+    """Continues prompts, or answers sources.
 
     The logits pass through, in this order: the repetition penalty, ``processors``, and, if the temperature is not 0,
     temperature, top-k, top-p and min-p. Other values of the numbers compile nothing, but for ``top_k``.
 
     Args:
       model, params: the model; ``params`` stacked or unstacked.
-      prompt_BL: integers [B, L], padded where prompts are shorter than L (with any token).
+      prompt_BL: integers [B, L], padded where prompts are shorter than L (with any token); the source, for an
+        encoder-decoder, whose new tokens come after its start token.
       max_new_tokens: N, for all rows or for each [B].
       temperature: 0 takes the likeliest token; otherwise tokens are sampled at this temperature, which needs ``key``.
       key: of the sampling noise, which depends on (key, row id, step) only, and of positions that a model draws at
@@ -91,14 +94,17 @@ def generate(
       repeats its last token.
 
     Raises:
-      ConfigError: an argument that does not fit, or rows longer than the model's position encoding can represent.
+      ConfigError: an argument that does not fit, or rows longer than the model's position encoding can represent, or
+        with more patches than its patcher has room for.
     """
-    spec = model.spec
-    prompt, lengths = _checked_prompt(spec, prompt_BL, prompt_lengths, padding)
+    spec, reader = model.pure.writer, model.pure.reader
+    prompt, lengths = _checked_prompt(reader, prompt_BL, prompt_lengths, padding)
     limits = _checked_integers("max_new_tokens", max_new_tokens, len(prompt), 1, None)
     ids = np.arange(len(prompt)) if rows is None else _checked_integers("rows", rows, len(prompt), 0, 2**31 - 1)
     chain = _checked_processors(spec, temperature, key, top_k, top_p, min_p, repetition_penalty, processors)
     require(stream_every >= 1, f"stream_every: expected at least 1 token, got {stream_every}")
+    stop_ids, policy = _checked_stop(spec, stop), config.make("cache", cache, where="cache")
+    prompt, lengths, params, memory = model.pure.prompt(params, prompt, lengths)
     new, needed = int(limits.max()), int((lengths + limits).max()) - 1
     limit = decoder.max_positions(spec)
     require(
@@ -114,16 +120,17 @@ def generate(
         lengths=jnp.asarray(lengths, jnp.int32),
         limits=jnp.asarray(limits, jnp.int32),
         rows=jnp.asarray(ids, jnp.int32),
-        stop=jnp.asarray(_checked_stop(spec, stop), jnp.int32),
+        stop=jnp.asarray(stop_ids, jnp.int32),
         processors=chain,
         key=noise if temperature > 0 else None,
         positions=positions,
     )
-    params, policy, size = _unstacked(params), config.make("cache", cache, where="cache"), prompt.shape[1]
+    params, size = _unstacked(params), prompt.shape[1]
     if "position" in params:
         params = {**params, "position": _prepare_positions(spec, params["position"])}
     capacities = policy.capacities(size, size + new - 1)
-    progress, state = loop.start(spec, policy, capacities[0], new, params, jnp.asarray(prompt, jnp.int32), request)
+    tokens = jnp.asarray(prompt, jnp.int32)
+    progress, state = loop.start(spec, policy, capacities[0], new, params, tokens, request, memory)
 
     def advance(progress: loop.Progress, state: Any, until: int) -> tuple[loop.Progress, Any]:
         """Up to ``until`` tokens; caches that are full grow on the way."""
@@ -134,6 +141,8 @@ def generate(
             if step < (stage := min(until, capacity - size + 1)):
                 progress, state = loop.proceed(spec, params, request, progress, stage, state=state)
                 step = int(progress.step)
+        if spec.patcher is not None:
+            patched.check_overflow(state)
         return progress, state
 
     if stream is None:

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.core.types import Params
+from jaxlm.core.types import Memory, Params
 from jaxlm.decode.processor import Processors, apply_all, init_all
 from jaxlm.decode.sample import choose
-from jaxlm.model import decoder
+from jaxlm.model import decoder, patched
 from jaxlm.model.spec import ModelSpec
 
 
@@ -69,15 +69,30 @@ class Progress:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def start(
-    spec: ModelSpec, cache: Any, capacity: int, new: int, params: Params, prompt_BL: jax.Array, request: Request
+    spec: ModelSpec,
+    cache: Any,
+    capacity: int,
+    new: int,
+    params: Params,
+    prompt_BL: jax.Array,
+    request: Request,
+    memory: Memory | None = None,
 ) -> tuple[Progress, Any]:
-    """The first token of N = ``new`` after prompts padded on the right, and the state, for ``capacity`` tokens."""
+    """The first token of N = ``new`` after prompts padded on the right, and the state, for ``capacity`` tokens; the
+    state holds what the model reads of ``memory``."""
     batch, size = prompt_BL.shape
     real = jnp.arange(size) < request.lengths[:, None]
-    state = decoder.init_state(spec, batch, capacity, cache)
+    state = decoder.init_state(spec, batch, capacity, cache, 0 if memory is None else memory.hidden.shape[1])
     positions = None if request.positions is None else request.positions[:, :size]
     output = decoder.forward(
-        spec, params, prompt_BL, positions=positions, segment_ids=real.astype(jnp.int32), state=state, logits=False
+        spec,
+        params,
+        prompt_BL,
+        positions=positions,
+        segment_ids=real.astype(jnp.int32),
+        state=state,
+        memory=memory,
+        logits=False,
     )
     empty = Progress(
         step=0,
@@ -122,6 +137,8 @@ def proceed(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def grow(spec: ModelSpec, capacity: int, state: Any) -> Any:
     """The state with room for ``capacity`` tokens of text in every cache."""
+    if spec.patcher is not None:
+        return patched.grow(spec, capacity, state)
     grown = (
         entry.grow(room) if hasattr(entry, "grow") else entry
         for entry, room in zip(state["layers"], decoder.rooms(spec, capacity), strict=True)

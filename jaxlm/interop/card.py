@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxlm.interop.family import Family
 from jaxlm.model.describe import parameter_count
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.language_model import Model
 
 CARD = "README.md"
 
@@ -37,18 +37,24 @@ Architecture: {paper}.
 """
 
 
-def write_card(path: Path, model: LanguageModel, family: Family, origin: Path | None) -> None:
+def write_card(path: Path, model: Model, family: Family, origin: Path | None) -> None:
     """Writes what the folder holds and how to load it, above the card the model came with, if it came with one."""
-    masked = family.architectures[0].endswith("ForMaskedLM")
+    forms = {
+        "ForMaskedLM": ("fill-mask", "MaskedLM"),
+        "ForConditionalGeneration": ("text2text-generation", "Seq2SeqLM"),
+    }
+    ours = (form for end, form in forms.items() if family.architectures[0].endswith(end))
+    task, auto = next(ours, ("text-generation", "CausalLM"))
+    stacks = model.pure.stacks.values()
     text = TEXT.format(
-        task="fill-mask" if masked else "text-generation",
-        auto="AutoModelForMaskedLM" if masked else "AutoModelForCausalLM",
+        task=task,
+        auto=f"AutoModelFor{auto}",
         name=origin.name if origin is not None else f"{family.model_type} model",
         family=family.model_type,
         parameters=parameter_count(model),
-        blocks=model.spec.depth,
-        width=model.spec.width,
-        vocabulary=model.spec.vocab_size,
+        blocks=sum(spec.depth for spec in stacks),
+        width=model.pure.writer.width,
+        vocabulary=model.pure.writer.vocab_size,
         paper=family.paper,
     )
     if origin is not None and (origin / CARD).is_file():

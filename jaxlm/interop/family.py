@@ -16,7 +16,7 @@ the model: what a family needs there is a slot or a field of general use.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxlm.core import config, registry
@@ -200,6 +200,8 @@ class Family:
       layer: the number of the stored layer that each block is, or begins with; by default its own.
       marks: other numbers that a block's stored names hold, ``{"first": 3}`` for ``{first}``.
       renamed: old spellings within stored names, ``{"gamma": "weight"}``.
+      optional: fields of `ModelSpec` that are true where a tensor of that name is stored, which no key of config.json
+        says, ``{"pooler": "bert.pooler.dense.weight"}``.
       model: fields of `ModelSpec` that no setting changes.
     """
 
@@ -214,6 +216,7 @@ class Family:
     depth: tuple[str, ...] = ("num_hidden_layers",)
     listed: bool = False
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layer: Callable[[list[Block]], Sequence[int]] = lambda blocks: range(len(blocks))
     marks: Callable[[list[Block]], Sequence[Mapping[str, int]]] = lambda blocks: [{}] * len(blocks)
@@ -248,17 +251,27 @@ class Family:
         try:
             for part in self.parts:
                 out |= part.write(spec, blocks)
-            back = self.read(Config(out))
+            back = self.alike(self.read(Config(out)), spec)
         except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:  # another kind of model
             reason = str(error) if isinstance(error, ConfigError) else "its parts are of other kinds"
             raise ConfigError(f"{self.model_type} cannot express this model: {reason}") from None
-        if found := different(back, spec):
-            path, (theirs, ours) = next(iter(found.items()))
-            raise ConfigError(
-                f"{self.model_type} cannot express this model: {path} is {shown(ours)}, it would be {shown(theirs)}"
-            )
+        if found := differing(self.model_type, back, spec):
+            raise ConfigError(found)
         # null, or transformers takes ids of its own that may lie outside the vocabulary
         return dict.fromkeys(TOKENS) | out
+
+    def alike(self, spec: ModelSpec, other: ModelSpec) -> ModelSpec:
+        """``spec`` with what config.json does not say (`optional`) as ``other`` has it."""
+        return dataclasses.replace(spec, **{field: getattr(other, field) for field in self.optional})
+
+    def stored(self, spec: ModelSpec, dtype: str, names: Collection[str]) -> ModelSpec:
+        """``spec`` in its dtype, and with what goes by which tensors there are (`optional`)."""
+        there = {field: name in names for field, name in self.optional.items()}
+        return dataclasses.replace(spec, dtype=dtype, **there)
+
+    def stacks(self, spec: ModelSpec) -> dict[str, tuple[Family, ModelSpec]]:
+        """The models that a model is made of, by the paths of their parameters, with the families that store them."""
+        return {"": (self, spec)}
 
     def names(self, spec: ModelSpec) -> Mapping[str, Layout]:
         """`tensors` for one model."""
@@ -345,12 +358,24 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FREE = ("dtype", "remat", "dropout")
 
 
-def different(one: ModelSpec, two: ModelSpec) -> dict[str, tuple[Any, Any]]:
+def differing(family: str, found: Any, wanted: Any) -> str:
+    """The line that says what a family makes of a model otherwise than it is; empty if it does not."""
+    for path, (theirs, ours) in different(found, wanted).items():
+        return f"{family} cannot express this model: {path} is {shown(ours)}, it would be {shown(theirs)}"
+    return ""
+
+
+def different(one: Any, two: Any) -> dict[str, tuple[Any, Any]]:
     """Where two models differ as functions of their parameters: ``{"layers.3.mixer.heads": (of one, of two)}``."""
 
-    def form(spec: ModelSpec) -> dict[str, Any]:
+    def of_stack(spec: ModelSpec) -> dict[str, Any]:
         out = {key: value for key, value in config.to_dict(spec).items() if key not in (*FREE, "layers")}
         return {**out, "layers": config.to_dict(canonical(spec))}
+
+    def form(spec: Any) -> dict[str, Any]:
+        if isinstance(spec, ModelSpec):
+            return of_stack(spec)
+        return {**config.to_dict(spec), **{name: of_stack(stack) for name, stack in spec.stacks.items()}}
 
     found = config.differences(form(one), form(two))
     return {key: pair for key, pair in found.items() if not _equal(*pair)}

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from jaxlm.interop.family import Family
 from jaxlm.interop.layout import Place, names, resolve
 from jaxlm.interop.tensors import Tensors, open_folder
 from jaxlm.model import decoder
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.encoder_decoder import model_of, pure_of
 from jaxlm.model.spec import ModelSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,7 +39,7 @@ CHUNK = 8 << 20  # bytes of one parameter that are assembled on the host before 
 
 def load_hf(
     folder: str | os.PathLike[str], *, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
-) -> tuple[LanguageModel, Params]:
+) -> tuple[Any, Params]:
     """A model and its parameters from a Hugging Face checkpoint folder.
 
     Args:
@@ -49,8 +49,8 @@ def load_hf(
       mesh: places the parameters by the axis rules as they are read; None for the default device.
 
     Returns:
-      The model (its ``origin`` is the folder, whose tokenizer and generation files `save_hf` carries on) and its
-      parameters.
+      The model, a `LanguageModel` or an `EncoderDecoder` (its ``origin`` is the folder, whose tokenizer and generation
+      files `save_hf` carries on), and its parameters.
 
     Raises:
       ConfigError: in one line, for an architecture or a setting that is not supported (named, with why), tensors that
@@ -65,14 +65,14 @@ def load_hf(
     family = family_of(c)
     spec = family.read(c)
     tensors = Checkpoint(open_folder(path), family, spec)
-    spec = dataclasses.replace(spec, dtype=dtype or tensors.dtype())
+    spec = family.stored(spec, dtype or tensors.dtype(), tensors.names())
     plan = plan_of(family, spec)
     tensors.check(spec, plan)
     if keys := c.unread():
         warnings.warn(f"{path}: config.json has keys that are taken to change nothing: {', '.join(keys)}", stacklevel=2)
-    specs = decoder.param_specs(spec)
-    params = map_specs(lambda name, leaf: _assemble(leaf, plan[name], tensors, dtype, mesh), specs)
-    return LanguageModel(spec, origin=str(path.resolve())), params
+    model = model_of(spec, str(path.resolve()))
+    specs = model.pure.param_specs()
+    return model, map_specs(lambda name, leaf: _assemble(leaf, plan[name], tensors, dtype, mesh), specs)
 
 
 def family_of(c: Config) -> Family:
@@ -96,8 +96,17 @@ class Source:
     layers: tuple[tuple[Place, ...], ...]
 
 
-def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
+def plan_of(family: Family, spec: Any) -> dict[str, Source]:
     """The stored tensors of every parameter, by path. Raises `ConfigError` if the family has none for one."""
+    wanted, out = dict(flatten(pure_of(spec).param_specs())), {}
+    for prefix, (own, stack) in family.stacks(spec).items():
+        out |= {prefix + path: source for path, source in _plan_of_stack(own, stack).items() if prefix + path in wanted}
+    if rest := wanted.keys() - out.keys():
+        raise ConfigError(f"{family.model_type} has no tensor for parameter {min(rest)}")
+    return out
+
+
+def _plan_of_stack(family: Family, spec: ModelSpec) -> dict[str, Source]:
     table, numbers = family.names(spec), family.numbers(spec)
 
     def places(name: str, own: Mapping[str, int], shape: tuple[int, ...], mixer: str = "") -> tuple[Place, ...]:
@@ -123,9 +132,9 @@ def plan_of(family: Family, spec: ModelSpec) -> dict[str, Source]:
     return out
 
 
-def stored_shapes(plan: Mapping[str, Source], spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def stored_shapes(plan: Mapping[str, Source], spec: Any) -> dict[str, tuple[int, ...]]:
     """The name and shape of every stored tensor of a model."""
-    leaves = dict(flatten(decoder.param_specs(spec)))
+    leaves = dict(flatten(pure_of(spec).param_specs()))
     return {
         place.name: place.shape(leaves[path].shape)
         for path, source in plan.items()
@@ -137,7 +146,7 @@ def stored_shapes(plan: Mapping[str, Source], spec: ModelSpec) -> dict[str, tupl
 class Checkpoint:
     """The tensors of a folder under the names of today: old spellings and missing prefixes are seen to here."""
 
-    def __init__(self, tensors: Tensors, family: Family, spec: ModelSpec):
+    def __init__(self, tensors: Tensors, family: Family, spec: Any):
         self._tensors, self._family, self._table = tensors, family, family.names(spec)
         self._names = {self._today(name): name for name in tensors}
         prefix = family.prefix
@@ -167,7 +176,11 @@ class Checkpoint:
             raise ConfigError(f"{self._tensors.folder}: tensors of {found}; allowed: {', '.join(DTYPES)}")
         return found
 
-    def check(self, spec: ModelSpec, plan: Mapping[str, Source]) -> None:
+    def names(self) -> Collection[str]:
+        """Of all tensors, as they are called today."""
+        return self._names.keys()
+
+    def check(self, spec: Any, plan: Mapping[str, Source]) -> None:
         """Raises `ConfigError` naming tensors that are missing, left over or of another shape."""
         wanted, where = stored_shapes(plan, spec), self._tensors.folder
         if missing := [name for name in wanted if name not in self._names]:
@@ -186,10 +199,10 @@ class Checkpoint:
         if known:
             warnings.warn(f"{where}: buffers left out: {_some(known)}", stacklevel=4)
 
-    def _is_buffer(self, name: str, spec: ModelSpec) -> bool:
+    def _is_buffer(self, name: str, spec: Any) -> bool:
         """A known buffer, or the head's own copy of a tied embedding."""
         heads = self._table.get("head/kernel", ())
-        tied = spec.tied_head and name in {place.name for place in heads}
+        tied = pure_of(spec).writer.tied_head and name in {place.name for place in heads}
         return tied or any(re.search(pattern, name) for pattern in self._family.buffers)
 
 

@@ -25,9 +25,7 @@ from jaxlm.interop.layout import Place
 from jaxlm.interop.load import DTYPES, family_of, plan_of
 from jaxlm.interop.replace import replace_folder
 from jaxlm.interop.tensors import Planned, write_folder
-from jaxlm.model import decoder
-from jaxlm.model.language_model import LanguageModel
-from jaxlm.model.spec import ModelSpec
+from jaxlm.model.language_model import Model
 
 # Files that are carried along untouched where the model was imported from a folder; code never is.
 CARRIED = (
@@ -38,7 +36,7 @@ CARRIED = (
 
 
 def save_hf(
-    model: LanguageModel,
+    model: Model,
     params: Params,
     folder: str | os.PathLike[str],
     *,
@@ -67,10 +65,9 @@ def save_hf(
     if dtype is not None:
         choose("dtype", dtype, DTYPES)
     chosen, settings = _describe(model, family)
-    leaves = _leaves(params, model.spec)
+    leaves, specs = _leaves(params, model), dict(flatten(model.pure.param_specs()))
     stored = dtype or _most(leaves)
     settings = {**settings, "dtype": stored, "torch_dtype": stored}
-    specs = dict(flatten(decoder.param_specs(model.spec)))
     parts: dict[str, list[tuple[Leaf, int, Place, tuple[int, ...]]]] = {}
     for path, source in plan_of(chosen, model.spec).items():
         for layer, places in enumerate(source.layers):
@@ -88,14 +85,14 @@ def save_hf(
     return Path(folder)
 
 
-def _describe(model: LanguageModel, family: str) -> tuple[Family, dict[str, Any]]:
+def _describe(model: Model, family: str) -> tuple[Family, dict[str, Any]]:
     """The family and the config.json of a model."""
     tokens: dict[str, Any] = {}
     origin = Path(model.origin) if model.origin else None
     if origin is not None and (origin / "config.json").is_file():
         c = Config.from_folder(origin)
         own = family_of(c)
-        if family in ("", own.model_type) and not different(own.read(c), model.spec):
+        if family in ("", own.model_type) and not different(own.alike(own.read(c), model.spec), model.spec):
             return own, json.loads((origin / "config.json").read_text(encoding="utf-8"))  # untouched
         family = family or own.model_type
         tokens = {key: c[key] for key in TOKENS if key in c}
@@ -131,16 +128,22 @@ class Leaf:
         return np.asarray(jax.device_get(self.arrays[index]))
 
 
-def _leaves(params: Params, spec: ModelSpec) -> dict[str, Leaf]:
-    """Every parameter by path. Raises `ConfigError` naming one that is missing, not the model's, or misshapen."""
+def _arrays(tree: Params, prefix: str = "") -> dict[str, list[Any]]:
+    """The arrays of each path: one, or one for each layer of a group that was taken apart."""
     arrays: dict[str, list[Any]] = {}
-    for name, value in params.items():
-        if isinstance(value, (list, tuple)):  # a group taken apart
-            layers = [dict(flatten(layer, name)) for layer in value]
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, (list, tuple)):
+            layers = [dict(flatten(layer, path)) for layer in value]
             arrays |= {path: [layer[path] for layer in layers] for path in layers[0]}
         else:
-            arrays |= {path: [leaf] for path, leaf in flatten({name: value})}
-    specs = dict(flatten(decoder.param_specs(spec)))
+            arrays |= _arrays(value, f"{path}/") if isinstance(value, Mapping) else {path: [value]}
+    return arrays
+
+
+def _leaves(params: Params, model: Model) -> dict[str, Leaf]:
+    """Every parameter by path. Raises `ConfigError` naming one that is missing, not the model's, or misshapen."""
+    arrays, specs = _arrays(params), dict(flatten(model.pure.param_specs()))
     if odd := sorted(set(specs) ^ set(arrays)):
         what = "is missing" if odd[0] in specs else "is not one of the model's"
         raise ConfigError(f"parameter {odd[0]} {what}")

@@ -5,6 +5,7 @@ METHODS = {
     "attention": "attention:Attention",
     "based": "based:Based",
     "big_bird": "big_bird:BigBird",
+    "cross_attention": "cross_attention:CrossAttention",
     "delta_net": "delta_net:DeltaNet",
     "gated_delta_net": "gated_delta_net:GatedDeltaNet",
     "gla": "gla:Gla",

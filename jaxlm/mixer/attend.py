@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm import dist
 from jaxlm.core import registry
+from jaxlm.core.config import require
 from jaxlm.core.mask import Mask
 from jaxlm.core.types import Context, Params, PositionEncoding, RowBias, Side, TileBias
 from jaxlm.ops.attention import attention, merge, with_sinks
@@ -73,6 +74,7 @@ def attend(
     join: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = lambda q, k: (q, k),
     again: tuple[tuple[Mask, int], ...] = (),
     sinks: jax.Array | None = None,
+    key_bias: jax.Array | None = None,
     own: bool,
     **options: Any,
 ) -> jax.Array:
@@ -87,6 +89,7 @@ def attend(
         be apart from those of ``mask``, nor from each other.
       join: makes of each view's rotated (q, k) what the scores are taken of.
       sinks: float [H], each head's sink logit, which counts once however many views there are.
+      key_bias: float32 [B, T], added to the logits of each key.
       own: the keys are those of this call, not of a cache.
       options: of `jaxlm.ops.attention`.
 
@@ -98,6 +101,8 @@ def attend(
         views = position.views(where, q, held.k, ctx.positions, held.positions, ctx.length)
     biases = [position.bias(where, q, k, ctx.positions, held.positions, held.side) for q, k, _ in views]
     joined = [join(view_q, view_k) for view_q, view_k, _ in views]
+    if key_bias is not None:
+        joined, biases, options["scale"] = _with_keys(joined, biases, key_bias, options)
     positions = None if own and ctx.slots else (ctx.positions, held.positions)
 
     def over(qs: Any, ks: Any, values: jax.Array, positions: Any, segments: Any, sinks: Any, biases: Any) -> jax.Array:
@@ -128,6 +133,38 @@ def attend(
 
     qs, ks = (tuple(pair[side] for pair in joined) for side in range(2))
     return _apart(over, qs, ks, values, positions, held.segments, sinks, biases)
+
+
+def _with_keys(
+    joined: list[tuple[jax.Array, jax.Array]],
+    biases: list[TileBias | RowBias | None],
+    key_bias: jax.Array,
+    options: dict[str, Any],
+) -> tuple[list[tuple[jax.Array, jax.Array]], list[TileBias | RowBias | None], float]:
+    """Queries, keys, biases and the scale of attention in which ``key_bias`` [B, T] is added to the logits of each key.
+
+    Where there is no other bias it is a bias by rows. Beside one it is one more channel, 1 of the query times bias /
+    scale of the key (and what 16 bits lose of that, in another), so that back ends and the other bias need not know.
+    """
+    scale = options.get("scale") or joined[0][0].shape[-1] ** -0.5
+    if all(bias is None for bias in biases):
+        by_head = jnp.broadcast_to(key_bias[:, :, None], (*key_bias.shape, joined[0][0].shape[2]))
+        rows = RowBias(queries=(), keys=by_head, heads=(), rule=_of_keys)
+        return joined, [rows] * len(biases), scale
+    require(not options.get("soft_cap"), "a bias of keys beside one of positions would be within the soft cap")
+    wide = (key_bias / scale)[:, :, None, None]
+    out = []
+    for q, k in joined:
+        high = wide.astype(k.dtype)
+        parts = [high] if k.dtype == jnp.float32 else [high, (wide - high.astype(jnp.float32)).astype(k.dtype)]
+        more = jnp.broadcast_to(jnp.concatenate(parts, -1), (*k.shape[:3], len(parts)))
+        ones = jnp.ones((*q.shape[:3], len(parts)), q.dtype)
+        out.append((jnp.concatenate([q, ones], -1), jnp.concatenate([k, more], -1)))
+    return out, biases, scale
+
+
+def _of_keys(queries: Any, keys: jax.Array, heads: Any, pos_q: jax.Array, pos_k: jax.Array, seen: jax.Array) -> Any:
+    return jnp.broadcast_to(keys.transpose(0, 2, 1)[:, :, None], (*keys.shape[:3:2], *seen.shape[2:]))
 
 
 def _apart(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxlm import dist
 from jaxlm.cache.full import FullCache
-from jaxlm.core.config import slot
+from jaxlm.core.config import require, slot
 from jaxlm.core.errors import choose
 from jaxlm.core.params import ParamSpec, zeros
 from jaxlm.core.types import Context, Dims, Params, Specs
@@ -35,6 +35,8 @@ class Attention(Heads):
       heads, kv_heads, head_dim, position, scale, soft_cap, qk_norm, ...: of `Heads`.
       mask: which keys a query sees.
       sinks: whether each head has a learned sink logit.
+      softmax1: whether each head has a sink of logit 0, which is not learned: softmax over 1 + sum exp, so that a query
+        may read nothing (Miller 2023, Attention Is Off By One; MrT5).
       out_gate: whether there is an output gate, with an offset if queries have one.
       implementation: a back end of `jaxlm.ops.attention`, or ``"auto"``.
     """
@@ -44,12 +46,14 @@ class Attention(Heads):
 
     mask: Any = slot("mask", "causal")
     sinks: bool = False
+    softmax1: bool = False
     out_gate: bool = False
     implementation: str = "auto"
 
     def check(self) -> None:
         super().check()
         choose("Attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
+        require(not (self.sinks and self.softmax1), "Attention: a sink is learned (sinks) or 0 (softmax1), not both")
 
     @property
     def causal(self) -> bool:
@@ -86,6 +90,7 @@ class Attention(Heads):
         q, k, v = self.project(p, x_BLD)
         where = own_params(self.position, p, ctx)
         held, state = hold(self.position, where, x_BLD, k, v, ctx, state)
+        sinks = p["sinks"].reshape(-1) if self.sinks else jnp.zeros(self.heads) if self.softmax1 else None
         out = attend(
             self.position,
             where,
@@ -97,7 +102,8 @@ class Attention(Heads):
             join=functools.partial(self.scored, p),
             scale=self.scale or None,
             soft_cap=self.soft_cap,
-            sinks=p["sinks"].reshape(-1) if self.sinks else None,
+            sinks=sinks,
+            key_bias=ctx.key_bias,
             own=state is None,
             implementation=None if self.implementation == "auto" else self.implementation,
         )

@@ -123,18 +123,22 @@ class Recurrent(Spec):
         The same call serves the full pass, a prefill in pieces and single steps. Raises `ConfigError` for a state of
         another batch or another model.
         """
+        before = self.before(x_BLD, ctx, state)
+        y, after = self.mix(p, x_BLD, before, ctx)
+        y = _of_real(y, before.rows)
+        if state is None:
+            return y, None
+        assert after.memory is not None and before.segment_ids is not None
+        return y, RecurrentState(after.memory, after.tail, last_segment(before.segment_ids, state.segment))
+
+    def before(self, x_BLD: jax.Array, ctx: Context, state: RecurrentState | None) -> Stream:
+        """What goes along the rows before these tokens."""
         segments = ctx.segment_ids
         if state is None:
-            rows = None if segments is None else rows_of(segments)
-            y = self.mix(p, x_BLD, Stream(rows, segments, None, {}), ctx)[0]
-            return _of_real(y, rows), None
+            return Stream(None if segments is None else rows_of(segments), segments, None, {})
         self._check_state(x_BLD, state)
         segments = jnp.ones(x_BLD.shape[:2], jnp.int32) if segments is None else segments
-        before = Stream(rows_of(segments, state.segment), segments, state.memory, state.tail)
-        y, after = self.mix(p, x_BLD, before, ctx)
-        assert after.memory is not None
-        y = _of_real(y, before.rows)
-        return y, RecurrentState(after.memory, after.tail, last_segment(segments, state.segment))
+        return Stream(rows_of(segments, state.segment), segments, state.memory, state.tail)
 
     def _check_state(self, x: jax.Array, state: RecurrentState) -> None:
         name, batch, dims = type(self).__name__, x.shape[0], Dims(width=x.shape[-1])

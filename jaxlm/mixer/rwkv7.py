@@ -1,6 +1,7 @@
 """RWKV-7 ("Goose"), time mixing: a delta rule whose decay, learning rate and removed key each have a number by channel.
 
     x'_i = x + m_i (x_{t-1} - x_t)  for i in r, w, k, v, a, g
+    v <- v + (v^1 - v) sigmoid(v_0 + x'_v V_1 V_2), v^1 the first layer's v
     g = -e^{-1/2} sigmoid(w_0 + tanh(x'_w F_1) F_2)      a = sigmoid(a_0 + x'_a A_1 A_2)
     kappa = unit(k k_k)    k <- k (1 + (a - 1) k_a)
     S_t = diag(exp g_t) S_{t-1} - (a kappa)_t (kappa_t^T S_{t-1}) + k_t v_t^T      o_t = S_t^T r_t
@@ -8,8 +9,8 @@
 
 Learned: the projections (those of decay, a and gate of low rank), m, w_0, a_0, k_k, k_a, r_k, gain and offset of each
 head's norm. Claimed: state tracking and all regular languages, which attention and diagonal recurrences cannot do (Peng
-et al. 2025). Left out: the mix of later layers' values with the first layer's, since a layer sees no other's values.
-`experiments.state_space` shows what it can recall.
+et al. 2025). The mix with the first layer's values is a choice, ``values``: the published model is a `Group` of one
+layer that hands its own on, and one of layers that mix. `experiments.state_space` shows what it can recall.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import jax.numpy as jnp
 
 from jaxlm import dist
 from jaxlm.core.config import require
+from jaxlm.core.errors import choose
 from jaxlm.core.params import Constant, ParamSpec, Uniform, zeros
 from jaxlm.core.types import Context, Dims, Params, Specs
-from jaxlm.mixer.recurrent import Stream
+from jaxlm.mixer.recurrent import RecurrentState, Stream
 from jaxlm.mixer.rwkv import DEPTH, Curve, Mixes, Rwkv
 from jaxlm.ops.dense import dense
 from jaxlm.ops.dplr import dplr
@@ -40,20 +42,25 @@ class Rwkv7(Rwkv):
     """RWKV-7's time mixing. The other fields are those of `Rwkv`.
 
     Attributes:
-      decay_rank, rate_rank, gate_rank: of the projections to decays, to a, and to gates; 0 for the published 2.5, 2.5
-        and 5 times the root of the width, in steps of 32.
+      values: ``"own"``; ``"first"``, own ones that are handed on to later layers; or ``"mixed"`` with those of the last
+        layer that did.
+      decay_rank, rate_rank, gate_rank, value_rank: of the projections to decays, to a, to gates, and to what values are
+        mixed by; 0 for the published 2.5, 2.5, 5 and 1.7 times the root of the width, in steps of 32.
     """
 
     paper: ClassVar[str] = 'Peng et al. 2025, RWKV-7 "Goose" with Expressive Dynamic State Evolution'
     op: ClassVar[Any] = staticmethod(dplr)
 
+    values: str = "own"
     decay_rank: int = 0
     rate_rank: int = 0
     gate_rank: int = 0
+    value_rank: int = 0
 
     def check(self) -> None:
         super().check()
-        for field in ("decay_rank", "rate_rank", "gate_rank"):
+        choose("Rwkv7.values", self.values, ("own", "first", "mixed"))
+        for field in ("decay_rank", "rate_rank", "gate_rank", "value_rank"):
             value = getattr(self, field)
             require(value >= 0, f"Rwkv7.{field}: expected an integer >= 0, got {value}")
 
@@ -65,6 +72,8 @@ class Rwkv7(Rwkv):
             "rate": self.rate_rank or usual(2.5),
             "gate": self.gate_rank or usual(5.0),
         }
+        if self.values == "mixed":
+            ranks["value"] = self.value_rank or usual(1.7)
         rest = 1 - DEPTH
         each = lambda init: ParamSpec((heads, width), ("heads", None), init, decay=False)
         full = lambda size: ParamSpec((model, heads, width), ("embed", "heads", None), Uniform(-size, size))
@@ -82,6 +91,8 @@ class Rwkv7(Rwkv):
             "k_a": each(Constant(1.02)),
             "r_k": each(Constant(-0.04)),
         }
+        if self.values == "mixed":
+            specs["value"] = each(Curve(0.93, 0.53))
         for name, rank in ranks.items():
             specs[f"{name}_down"] = ParamSpec((model, rank), ("embed", None), zeros)
             specs[f"{name}_up"] = ParamSpec((rank, heads, width), (None, "heads", None))
@@ -93,12 +104,30 @@ class Rwkv7(Rwkv):
         width = self.width(dims)
         return self.heads * (12.0 * self.chunk * width + self.chunk**2 + 8.0 * width * width)
 
+    @property
+    def hands_on(self) -> bool:
+        """`hand_on` has something for later layers."""
+        return self.values == "first"
+
+    def hand_on(self, p: Params, x_BLD: jax.Array, ctx: Context, state: RecurrentState | None) -> Params:
+        """The values [B, L, H, K], for `Context.handed`."""
+        d, _ = self.shift(x_BLD, self.before(x_BLD, ctx, state))
+        mix = p["mixes"][NAMES.index("v")].astype(d.dtype)
+        return {"values": dense(x_BLD + d * mix, p["v"])}
+
     def mix(self, p: Params, x_BLD: jax.Array, stream: Stream, ctx: Context) -> tuple[jax.Array, Stream]:
         d, stream = self.shift(x_BLD, stream)
         mixed = {name: x_BLD + d * p["mixes"][i].astype(d.dtype) for i, name in enumerate(NAMES)}
         by_head = lambda x: dist.constrain(x, ("batch", "length", "heads", None))
         wide = lambda name: p[name].astype(jnp.float32)
         r, k, v = (by_head(dense(mixed[name], p[name])) for name in "rkv")
+        if self.values == "mixed":
+            require(
+                "values" in ctx.handed, "Rwkv7.values 'mixed' needs a layer before it in the model with values 'first'"
+            )
+            share = dense(dense(mixed["v"], p["value_down"]), p["value_up"], dtype=jnp.float32)
+            share = jax.nn.sigmoid(by_head(share) + wide("value")).astype(v.dtype)
+            v = v + (ctx.handed["values"] - v) * share
         decay = dense(jnp.tanh(dense(mixed["w"], p["decay_down"])), p["decay_up"], dtype=jnp.float32)
         log_decay = -SLOWEST * jax.nn.sigmoid(by_head(decay) + wide("decay"))
         rate = dense(dense(mixed["a"], p["rate_down"]), p["rate_up"], dtype=jnp.float32)

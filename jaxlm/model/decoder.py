@@ -7,14 +7,16 @@ Parameters are a nested dict:
     final_norm/...    pooler/...    head/{transform, down, kernel [D, V], bias [V]}
 
 A group's arrays carry a leading axis of its repeats and are scanned. `unstack` turns them into a list per repeat, the
-form in which a decode loop wants them; every function here takes either.
+form in which a decode loop wants them; every function here takes either. With a tied head there may be a table for each
+row of the batch, [B, V, D] (`jaxlm.ops.drawn_table`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from jaxlm.core import registry
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import FanIn, Normal, ParamSpec, divide, flatten, map_specs, stacked, zeros
-from jaxlm.core.types import Context, Dims, Params, PositionEncoding, Specs
+from jaxlm.core.types import Context, Dims, Memory, Params, PositionEncoding, Specs
 from jaxlm.ffn.base import Aux
 from jaxlm.model.head import linear_params, pool
 from jaxlm.model.layers import apply_block as apply_block
@@ -57,6 +59,13 @@ class Output:
     state: Any = None
     aux: Aux = dataclasses.field(default_factory=dict)
     pooled: jax.Array | None = None
+
+
+def _patched() -> Any:
+    """The module of models with a patcher, which is made of this one."""
+    from jaxlm.model import patched
+
+    return patched
 
 
 def dims_of(spec: ModelSpec) -> Dims:
@@ -92,6 +101,8 @@ def _placed(mixer: Any, dims: Dims) -> Iterator[tuple[Any, Dims]]:
 
 def max_positions(spec: ModelSpec) -> int | None:
     """The longest text the model's position encodings can represent, or None."""
+    if spec.patcher is not None:
+        return _patched().max_positions(spec)
     limits = [
         limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None
     ]
@@ -102,6 +113,8 @@ def max_positions(spec: ModelSpec) -> int | None:
 
 def param_specs(spec: ModelSpec) -> Specs:
     """Every parameter of the model. Raises `ConfigError` for widths that do not divide and the like."""
+    if spec.patcher is not None:
+        return _patched().param_specs(spec)
     dims = dims_of(spec)
     inner = spec.embed_width or spec.width
     specs: Specs = {
@@ -161,8 +174,9 @@ def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
         hidden = spec.head_transform(params["head"]["transform"], hidden)
     if spec.embed_width:
         hidden = dense(hidden, params["head"]["down"])
-    kernel = params["embed"]["table"].T if spec.tied_head else params["head"]["kernel"]
-    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    kernel = jnp.swapaxes(params["embed"]["table"], -1, -2) if spec.tied_head else params["head"]["kernel"]
+    product = jnp.matmul if kernel.ndim == 2 else functools.partial(jnp.einsum, "b...d,bdv->b...v")
+    logits = product(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if spec.head_bias:
         logits = logits + params["head"]["bias"]
     if spec.logit_multiplier != 1:
@@ -172,14 +186,17 @@ def unembed(spec: ModelSpec, params: Params, hidden: jax.Array) -> jax.Array:
     return logits
 
 
-def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict[str, Any]:
+def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any, source_length: int = 0) -> dict[str, Any]:
     """An empty state: one entry per block, each row's next position and last segment; where the model edits its input,
     how many tokens of the text it has had; and what position encodings that read tokens remember of them.
 
-    Raises `ConfigError` if ``max_length`` is beyond what a position encoding can represent.
+    ``source_length`` is that of the memory which the model is to read. Raises `ConfigError` if ``max_length`` is beyond
+    what a position encoding can represent, and where the model reads a memory and there is to be none.
     """
+    if spec.patcher is not None:
+        return _patched().init_state(spec, batch, max_length, cache)
     _check_length(spec, max_length)
-    dims, dtype = dims_of(spec), jnp.dtype(spec.dtype)
+    dims, dtype = dataclasses.replace(dims_of(spec), source=source_length), jnp.dtype(spec.dtype)
     blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
     sizes = rooms(spec, max_length)
     entries = (b.mixer.init_state(dims, batch, n, dtype, cache) for b, n in zip(blocks, sizes, strict=True))
@@ -231,6 +248,7 @@ def forward(
     rng: jax.Array | None = None,
     length: jax.Array | int | None = None,
     ordered: bool | None = None,
+    memory: Memory | None = None,
     logits: bool = True,
 ) -> Output:
     """The whole model. Tokens that it adds to its input by itself (``spec.edit``) show nowhere in what it returns.
@@ -248,13 +266,91 @@ def forward(
       train: dropout on; ``rng`` then feeds it.
       length: what dynamic position scalings scale for, in positions; None for the current length.
       ordered: a promise that explicit positions rise along each segment (then the future is skipped, not masked).
+      memory: what an encoder gave, for models that read one; with a state, needed in the first call alone.
       logits: whether to compute them; `unembed` makes them from ``hidden`` in pieces.
 
     Raises:
       ConfigError: neither or both of tokens and inputs_embeds, the latter or token types where the model edits its
-        tokens, token types where it has none, position ids where no encoding adds to the embeddings, or a length no
-        position encoding can represent.
+        tokens, token types where it has none, position ids where no encoding adds to the embeddings, a length no
+        position encoding can represent, or no memory where the model reads one.
     """
+    given: dict[str, Any] = {
+        "positions": positions,
+        "segment_ids": segment_ids,
+        "state": state,
+        "inputs_embeds": inputs_embeds,
+        "token_types": token_types,
+        "position_ids": position_ids,
+        "train": train,
+        "rng": rng,
+        "length": length,
+        "ordered": ordered,
+    }
+    if spec.patcher is not None:
+        return _patched().forward(spec, params, tokens, **given, memory=memory, logits=logits)
+    x, ctx, rest = begin(spec, params, tokens, **given)
+    ctx = ctx if memory is None else dataclasses.replace(ctx, memory=memory)
+    x, entries, aux = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
+    if spec.norm is not None:
+        x = spec.norm(params["final_norm"], x)
+    if state is not None:
+        state = {"layers": entries, **_advance(state, ctx.positions, ctx.segment_ids, x.shape[0], x.shape[1])}
+        state |= {"encodings": rest.carried} if rest.carried else {}
+    if spec.edit is not None and rest.edited is not None:
+        x = spec.edit.strip(x, rest.edited.places)
+        state = None if state is None else {**state, "text": rest.edited.count}
+    return Output(
+        hidden=x,
+        logits=unembed(spec, params, x) if logits else None,
+        state=state,
+        aux=aux,
+        pooled=pool(params["pooler"], x) if spec.pooler else None,
+    )
+
+
+def _look_up(spec: ModelSpec, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The rows of ``tokens`` [B, L], NaN for ids outside the vocabulary."""
+
+    def rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        return table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+    if table.ndim == 2:
+        # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
+        return rows(dist.constrain(table, ("vocab", None)), tokens)
+    require(spec.tied_head, "a table for each row of the batch: the model's head is not tied to it")
+    require(len(table) == len(tokens), f"{len(table)} tables for {len(tokens)} rows of tokens")
+    return jax.vmap(rows)(dist.constrain(table, ("batch", None, None)), tokens)
+
+
+class Rest(NamedTuple):
+    """What the end of a forward pass needs of its beginning.
+
+    Attributes:
+      edited: what ``spec.edit`` made of the tokens, or None.
+      carried: what encodings that read tokens carry on, by name.
+    """
+
+    edited: Any
+    carried: dict[str, Any]
+
+
+def begin(
+    spec: ModelSpec,
+    params: Params,
+    tokens: jax.Array | None,
+    *,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    state: Any = None,
+    inputs_embeds: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    train: bool = False,
+    rng: jax.Array | None = None,
+    length: jax.Array | int | None = None,
+    ordered: bool | None = None,
+) -> tuple[jax.Array, Context, Rest]:
+    """What the first layer is given: x [B, L, D] and its context; arguments and errors are those of `forward`."""
     if (tokens is None) == (inputs_embeds is None):
         raise ConfigError("give either tokens or inputs_embeds")
     if token_types is not None:
@@ -290,14 +386,12 @@ def forward(
     if positions is None:
         positions = plain_positions(batch, size, segment_ids, state)
     dtype = jnp.dtype(spec.dtype)
-    if inputs_embeds is None:
-        # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
-        table = dist.constrain(params["embed"]["table"], ("vocab", None))
-        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
+    if tokens is not None:
+        x = _look_up(spec, params["embed"]["table"], tokens).astype(dtype)
         x = x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
         x = dense(x, params["embed"]["up"]) if spec.embed_width else x
     else:
-        x = inputs_embeds.astype(dtype)
+        x = inputs.astype(dtype)
     if spec.token_types:
         types = jnp.zeros((1, 1), jnp.int32) if token_types is None else token_types
         added = params["embed"]["types"].at[types].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -334,22 +428,7 @@ def forward(
         shared=shared,
         embedded=x,
     )
-    x, entries, aux = apply_layers(spec, params, x, ctx, None if state is None else state["layers"])
-    if spec.norm is not None:
-        x = spec.norm(params["final_norm"], x)
-    if state is not None:
-        state = {"layers": entries, **_advance(state, positions, segment_ids, batch, size)}
-        state |= {"encodings": carried} if carried else {}
-    if spec.edit is not None and edited is not None:
-        x = spec.edit.strip(x, edited.places)
-        state = None if state is None else {**state, "text": edited.count}
-    return Output(
-        hidden=x,
-        logits=unembed(spec, params, x) if logits else None,
-        state=state,
-        aux=aux,
-        pooled=pool(params["pooler"], x) if spec.pooler else None,
-    )
+    return x, ctx, Rest(edited, carried)
 
 
 def prepare_positions(spec: ModelSpec, shared: Params) -> dict[str, Any]:
@@ -377,11 +456,49 @@ def draw_positions(
     return None
 
 
+class Prompt(NamedTuple):
+    """What generation begins with.
+
+    Attributes:
+      tokens: int32 [B, L], padded on the right, and ``lengths`` int32 [B], what is real of each row.
+      params: of the stack that writes.
+      memory: what that stack reads, or None.
+    """
+
+    tokens: Any
+    lengths: Any
+    params: Params
+    memory: Memory | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """`forward` and `unembed` of one spec: the model as objectives and decoders take it."""
+    """The pure functions of one spec: the model as objectives, trainers and decoders take it.
+
+    `jaxlm.model.encoder_decoder.Transducer` is another of the same kind. `stacks` are the models it is made of by
+    name, `reader` is the one that a prompt is for, `writer` the one that new tokens come of.
+    """
 
     spec: ModelSpec
+
+    @property
+    def stacks(self) -> dict[str, ModelSpec]:
+        return {"": self.spec}
+
+    @property
+    def reader(self) -> ModelSpec:
+        return self.spec
+
+    @property
+    def writer(self) -> ModelSpec:
+        return self.spec
+
+    def param_specs(self) -> Specs:
+        return param_specs(self.spec)
+
+    def prompt(self, params: Params, tokens: Any, lengths: Any) -> Prompt:
+        """What generation begins with after a prompt [B, L] that is padded on the right."""
+        return Prompt(tokens, lengths, params)
 
     def __call__(self, params: Params, tokens: jax.Array | None = None, **options: Any) -> Output:
         return forward(self.spec, params, tokens, **options)

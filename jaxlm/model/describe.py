@@ -6,19 +6,19 @@ import math
 from typing import Any
 
 from jaxlm.core.params import count, flatten
-from jaxlm.model import decoder
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model import decoder, patched
+from jaxlm.model.language_model import Model
 from jaxlm.model.spec import ModelSpec
 
 
-def parameter_count(model: LanguageModel) -> int:
+def parameter_count(model: Model) -> int:
     """Number of trained numbers, shared ones counted once."""
-    return count(decoder.param_specs(model.spec))
+    return count(model.pure.param_specs())
 
 
-def active_parameter_count(model: LanguageModel) -> int:
+def active_parameter_count(model: Model) -> int:
     """Number of those that take part in one token's forward pass: of the experts, the ones it is sent to."""
-    return round(sum(math.prod(s.full_shape) * s.active for _, s in flatten(decoder.param_specs(model.spec))))
+    return round(sum(math.prod(s.full_shape) * s.active for _, s in flatten(model.pure.param_specs())))
 
 
 def forward_flops(spec: ModelSpec, length: int) -> float:
@@ -26,8 +26,11 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
 
     Of the experts count those that a token is sent to; what layers share counts in each of them. The embedding look-up,
     norms and activations are left out, as is usual, and a pooler, which looks at one token of a row. A training step
-    costs three times as much (forward once, backward twice), recomputation not counted.
+    costs three times as much (forward once, backward twice), recomputation not counted. With a patcher it is per byte,
+    and empty slots of patches count as full ones.
     """
+    if spec.patcher is not None:
+        return patched.forward_flops(spec, length, forward_flops)
     specs = decoder.param_specs(spec)
     matmuls = sum(
         math.prod(leaf.full_shape) * leaf.active * leaf.uses
@@ -45,16 +48,22 @@ def forward_flops(spec: ModelSpec, length: int) -> float:
     return 2.0 * (matmuls + head) + mixing
 
 
-def describe(model: LanguageModel, length: int = 1024) -> str:
+def model_flops(model: Model, length: int) -> float:
+    """`forward_flops` of every stack of a model: of an encoder-decoder, for source and target of ``length`` each."""
+    return sum(forward_flops(spec, length) for spec in model.pure.stacks.values())
+
+
+def describe(model: Model, length: int = 1024) -> str:
     """A table of every parameter with its shape, logical axes and size; totals, and FLOPs per token at ``length``."""
     rows: list[tuple[Any, ...]] = [("parameter", "shape", "axes", "size")]
-    for path, spec in flatten(decoder.param_specs(model.spec)):
+    for path, spec in flatten(model.pure.param_specs()):
         axes = ", ".join(name or "-" for name in spec.full_axes)
         rows.append((path, " x ".join(map(str, spec.full_shape)), axes, f"{math.prod(spec.full_shape):,}"))
     widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-    flops, total, active = forward_flops(model.spec, length), parameter_count(model), active_parameter_count(model)
+    flops, total, active = model_flops(model, length), parameter_count(model), active_parameter_count(model)
+    blocks, dtype = sum(spec.depth for spec in model.pure.stacks.values()), model.pure.writer.dtype
     used = "" if active == total else f" ({active:,} active)"
-    lines.append(f"parameters: {total:,}{used}   blocks: {model.spec.depth}   dtype: {model.spec.dtype}")
+    lines.append(f"parameters: {total:,}{used}   blocks: {blocks}   dtype: {dtype}")
     lines.append(f"FLOPs per token at length {length:,}: {flops:,.0f} forward, {3 * flops:,.0f} in a training step")
     return "\n".join(lines)

@@ -19,15 +19,16 @@ from jaxlm.ops.activation import activation
 from jaxlm.ops.dense import dense
 
 
-def linear_params(width: int) -> Specs:
-    return {
-        "kernel": ParamSpec((width, width), ("embed", None)),
-        "bias": ParamSpec((width,), (None,), zeros, decay=False),
-    }
+def linear_params(width: int, bias: bool = True) -> Specs:
+    specs: Specs = {"kernel": ParamSpec((width, width), ("embed", None))}
+    if bias:
+        specs["bias"] = ParamSpec((width,), (None,), zeros, decay=False)
+    return specs
 
 
 def _linear(p: Params, x: jax.Array) -> jax.Array:
-    return dense(x, p["kernel"]) + p["bias"].astype(x.dtype)
+    y = dense(x, p["kernel"])
+    return y + p["bias"].astype(y.dtype) if "bias" in p else y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +38,18 @@ class HeadTransform(Spec):
     Attributes:
       activation: a name of `jaxlm.ops.activation.ACTIVATIONS`.
       norm: its normalisation.
+      bias: whether there is a b (ModernBERT has none).
     """
 
     activation: str = "gelu"
     norm: Any = slot("norm", "layer")
+    bias: bool = True
 
     def check(self) -> None:
         activation(self.activation)
 
     def params(self, width: int) -> Specs:
-        return {**linear_params(width), "norm": self.norm.params(width)}
+        return {**linear_params(width, self.bias), "norm": self.norm.params(width)}
 
     def __call__(self, p: Params, x: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> [..., D]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,22 @@ import jax
 from jaxlm import dist
 from jaxlm.core import compat, config
 from jaxlm.core import params as parameters
-from jaxlm.core.types import Params
+from jaxlm.core.types import Params, Specs
 from jaxlm.model import decoder
-from jaxlm.model.decoder import Output
+from jaxlm.model.decoder import Decoder, Output
 from jaxlm.model.spec import ModelSpec
+
+
+class Model(Protocol):
+    """A Linen module around pure functions: `LanguageModel`, or `jaxlm.model.encoder_decoder.EncoderDecoder`."""
+
+    spec: Any
+    origin: str
+
+    @property
+    def pure(self) -> Any:
+        """The functions of its specification, of the kind of `jaxlm.model.decoder.Decoder`."""
+        ...
 
 
 class LanguageModel(nn.Module):
@@ -36,6 +48,10 @@ class LanguageModel(nn.Module):
     spec: ModelSpec
     origin: str = ""
 
+    @property
+    def pure(self) -> Decoder:
+        return Decoder(self.spec)
+
     @nn.compact
     def __call__(
         self,
@@ -52,10 +68,7 @@ class LanguageModel(nn.Module):
         ordered: bool | None = None,
         logits: bool = True,
     ) -> Output:
-        params = {
-            name: self.param(name, functools.partial(_initialize_one, name, specs))
-            for name, specs in decoder.param_specs(self.spec).items()
-        }
+        params = declared(self, self.pure.param_specs())
         return decoder.forward(
             self.spec,
             params,
@@ -74,16 +87,21 @@ class LanguageModel(nn.Module):
         )
 
 
+def declared(module: nn.Module, specs: Specs) -> dict[str, Any]:
+    """The parameters of ``specs``, each branch a parameter of the module."""
+    return {name: module.param(name, functools.partial(_initialize_one, name, one)) for name, one in specs.items()}
+
+
 def _initialize_one(name: str, specs: Any, key: jax.Array) -> Any:
     return parameters.initialize({name: specs}, key)[name]
 
 
-def init(model: LanguageModel, key: jax.Array, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+def init(model: Model, key: jax.Array, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
     """Initial parameters, a nested dict of float32 arrays; placed by the axis rules when a mesh is given.
 
     The values depend on the key and each parameter's path alone, not on the mesh.
     """
-    specs = decoder.param_specs(model.spec)
+    specs = model.pure.param_specs()
     places = None if mesh is None else dist.param_shardings(mesh, specs)
     return compat.jit_once(functools.partial(parameters.initialize, specs), out_shardings=places)(key)
 
@@ -124,22 +142,23 @@ def replace(model: LanguageModel, changes: Mapping[str, Any]) -> LanguageModel:
     return LanguageModel(spec, origin=model.origin)
 
 
-def init_state(model: LanguageModel, batch: int, max_length: int, cache: Any = "full") -> Any:
+def init_state(model: Model, batch: int, max_length: int, cache: Any = "full", source_length: int = 0) -> Any:
     """Empty caches and recurrent states for ``batch`` rows of up to ``max_length`` tokens, padding included.
 
-    ``cache`` is a registered cache policy (name or object). Raises `ConfigError` beyond a position encoding's table.
+    ``cache`` is a registered cache policy (name or object); an encoder-decoder's state also holds what its decoder
+    reads of a source of ``source_length`` tokens. Raises `ConfigError` beyond a position encoding's table.
     """
-    return decoder.init_state(model.spec, batch, max_length, config.make("cache", cache))
+    return decoder.init_state(model.pure.writer, batch, max_length, config.make("cache", cache), source_length)
 
 
-def unembed(model: LanguageModel, params: Params, hidden: jax.Array) -> jax.Array:
+def unembed(model: Model, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V] of ``out.hidden`` [..., D] or any piece of it."""
-    return decoder.unembed(model.spec, params, hidden)
+    return model.pure.unembed(params, hidden)
 
 
-def draw_positions(model: LanguageModel, key: jax.Array, positions: jax.Array) -> jax.Array | None:
+def draw_positions(model: Model, key: jax.Array, positions: jax.Array) -> jax.Array | None:
     """The positions [B, L] that the model's random encoding draws in place of the plain ones; None if it has none.
 
     Draw once per batch of rows, for their full length, and pass the result to every call on those rows.
     """
-    return decoder.draw_positions(model.spec, key, positions)
+    return model.pure.draw(key, positions)

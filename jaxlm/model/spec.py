@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from jaxlm.attention.mask import Bidirectional
 from jaxlm.core import config
@@ -28,7 +28,8 @@ class Block(Spec):
       norm: the kind of normalisation.
       placement: ``"pre"`` x + f(norm(x)); ``"post"`` norm(x + f(x)) (the original transformer, BERT); ``"sandwich"``
         x + norm(f(norm(x))) (Gemma 2); ``"output"`` x + norm(f(x)) (OLMo 2); ``"normed"`` n + f(n) with n = norm(x)
-        (BLOOM's option); ``"none"`` x + f(x), of a mixer that norms for itself.
+        (BLOOM's option); ``"none"`` x + f(x), of a mixer that norms for itself; ``"pre_ffn"`` x + f(x), then as pre
+        (the first layer of ModernBERT, whose embeddings are normed already).
       residual: ``"serial"``; ``"parallel"`` x + mixer(norm1(x)) + ffn(norm2(x)) (GPT-NeoX); ``"parallel_shared"`` with
         one norm for both (GPT-J, PaLM). The parallel forms need placement ``"pre"``.
       share: blocks of the same name have their parameters once (Universal Transformer, ALBERT), but for those that a
@@ -43,7 +44,7 @@ class Block(Spec):
     share: str = ""
 
     def check(self) -> None:
-        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output", "normed", "none"))
+        choose("Block.placement", self.placement, ("pre", "post", "sandwich", "output", "normed", "none", "pre_ffn"))
         choose("Block.residual", self.residual, ("serial", "parallel", "parallel_shared"))
         require("/" not in self.share, f"Block.share: expected a name without '/', got {self.share!r}")
         require(
@@ -72,6 +73,11 @@ def _sees_a_set(mixer: Any) -> bool:
     return isinstance(getattr(mixer, "mask", None), Bidirectional) and position is not None and not position.says_where
 
 
+def hands_on(group: Group) -> bool:
+    """A mixer of the group has something for later layers to read (`Context.handed`)."""
+    return any(getattr(block.mixer, "hands_on", False) for block in group.pattern)
+
+
 class _Traced:
     """Stands for a traced number, to learn before anything compiles whether a field may hold one."""
 
@@ -96,6 +102,10 @@ class Group(Spec):
     def check(self) -> None:
         require(self.pattern, "Group.pattern: expected at least one block")
         require(self.repeats > 0, f"Group.repeats: expected a positive integer, got {self.repeats}")
+        require(
+            self.repeats == 1 or not hands_on(self),
+            f"Group.repeats: a layer that hands on to later ones stands in a group of one repeat, got {self.repeats}",
+        )
         for path, values in self.per_layer:
             head, _, rest = path.partition(".")
             require(
@@ -122,8 +132,29 @@ class Group(Spec):
         return tuple(blocks)
 
 
+class Document(Spec):
+    """A specification that stands alone: as JSON text, with its version."""
+
+    def to_json(self) -> str:
+        """The specification as JSON text, with its version."""
+        return json.dumps({"version": VERSION, "model": config.to_dict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`. Raises `ConfigError` for another version or any field that does not fit."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"model specification is not JSON: {error}") from None
+        found = data.get("version") if isinstance(data, dict) else None
+        if found != VERSION:
+            raise ConfigError(f"model specification has version {found!r}; this jaxlm reads version {VERSION}")
+        require("model" in data, "model specification has a version but no field 'model'")
+        return config.from_dict(cls, data["model"])
+
+
 @dataclasses.dataclass(frozen=True)
-class ModelSpec(Spec):
+class ModelSpec(Document):
     """A decoder language model.
 
     Attributes:
@@ -131,6 +162,8 @@ class ModelSpec(Spec):
       width: of the residual stream.
       layers: groups of blocks, first to last.
       edit: tokens that the model adds to its input and takes out of its output (landmarks), or None.
+      patcher: how bytes become the patches that ``layers`` see, and bytes again, or None for layers that see tokens.
+        Embeddings and head are then of the patcher's width.
       norm: the final norm, or None.
       embed_norm: a norm of the embeddings, positions added (BLOOM), or None.
       embed_width: of the embedding table and the head, which learned projections join to the model's (ALBERT's
@@ -155,6 +188,7 @@ class ModelSpec(Spec):
     width: int = 128
     layers: tuple[Group, ...] = (Group(),)
     edit: Any = slot("sequence_edit", None, optional=True)
+    patcher: Any = slot("patcher", None, optional=True)
     norm: Any = slot("norm", "rms", optional=True)
     embed_norm: Any = slot("norm", None, optional=True)
     embed_width: int = 0
@@ -185,6 +219,8 @@ class ModelSpec(Spec):
         )
         if self.edit is not None:
             self.edit.check_model(self.vocab_size, mixers)
+        if self.patcher is not None:
+            self.patcher.check_model(self)
         choose("ModelSpec.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         choose("ModelSpec.remat", self.remat, REMAT)
         require(0 <= self.dropout < 1, f"ModelSpec.dropout: expected a number in [0, 1), got {self.dropout}")
@@ -196,20 +232,3 @@ class ModelSpec(Spec):
     def depth(self) -> int:
         """Number of blocks in all."""
         return sum(len(group.pattern) * group.repeats for group in self.layers)
-
-    def to_json(self) -> str:
-        """The specification as JSON text, with its version."""
-        return json.dumps({"version": VERSION, "model": config.to_dict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelSpec:
-        """The inverse of `to_json`. Raises `ConfigError` for another version or any field that does not fit."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"model specification is not JSON: {error}") from None
-        found = data.get("version") if isinstance(data, dict) else None
-        if found != VERSION:
-            raise ConfigError(f"model specification has version {found!r}; this jaxlm reads version {VERSION}")
-        require("model" in data, "model specification has a version but no field 'model'")
-        return config.from_dict(cls, data["model"])

@@ -28,6 +28,7 @@ from jaxlm.core.errors import ConfigError
 FORMAT = "jaxlm.tokenizer/1"
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")  # marks of what follows (Bavarian et al. 2022)
+LINE = 100  # characters of a saved file
 BYTES = 256  # where the bytes are ids themselves, the first id of what is learned
 
 
@@ -104,7 +105,8 @@ class Tokenizer(Spec):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer as a JSON file that `load` (or `jaxlm.tokenize.load`) reads."""
-        Path(path).write_text(json.dumps({"format": FORMAT, "name": self.name, "args": to_dict(self)}, indent=1) + "\n")
+        content = {"format": FORMAT, "name": self.name, "args": to_dict(self)}
+        Path(path).write_text(_written(content) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -162,6 +164,35 @@ def read_saved(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     if found != FORMAT or not isinstance(data.get("args"), dict):
         raise ConfigError(f"{path} is not a saved tokenizer: expected an object with format {FORMAT!r}, got {found!r}")
     return str(data.get("name")), data["args"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ConfigError` if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{path}: is not JSON") from None
+    require(isinstance(content, dict), f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _written(value: Any, depth: int = 0) -> str:
+    """JSON in which what fits in a line is one: a pair of merges, not each of its numbers."""
+    text = json.dumps(value)
+    if len(text) <= LINE or not isinstance(value, (dict, list)):
+        return text
+    if isinstance(value, dict):
+        first, last, items = (
+            "{",
+            "}",
+            [f"{json.dumps(key)}: {_written(item, depth + 1)}" for key, item in value.items()],
+        )
+    else:
+        first, last, items = "[", "]", [_written(item, depth + 1) for item in value]
+    inside = ",\n".join(" " * (depth + 1) + item for item in items)
+    return f"{first}\n{inside}\n{' ' * depth}{last}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, shown
-from jaxlm.tokenize.base import BOS, EOS, PAD
+from jaxlm.tokenize.base import BOS, EOS, PAD, read_json
 from jaxlm.tokenize.bpe import BpeTokenizer, unreachable
 from jaxlm.tokenize.byte_alphabet import alphabet, printed
 from jaxlm.tokenize.pretokens import GPT2
@@ -67,7 +67,9 @@ def from_hf(path: str | os.PathLike[str]) -> Imported:
     merges = merges_of_text(path)
     vocabulary = path.parent / VOCABULARY
     if vocabulary.is_file():
-        return _built(read_json(vocabulary), merges, ("gpt2",), {}, str(path))
+        ids = read_json(vocabulary)
+        require(_is_vocabulary(ids), f"{vocabulary}: is not a map from tokens to ids")
+        return _built(ids, merges, ("gpt2",), {}, str(path))
     tokens = dict.fromkeys([*alphabet(), *("".join(pair) for pair in merges)])
     return _built({token: i for i, token in enumerate(tokens)}, merges, ("gpt2",), {}, str(path))
 
@@ -255,20 +257,6 @@ def merges_of_text(path: Path) -> list[tuple[str, str]]:
             require(len(parts) == 2 and all(parts), f"{path}: line {number} is {shown(line)}, not two tokens")
             pairs.append((parts[0], parts[1]))
     return pairs
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ConfigError` if there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: is not JSON") from None
-    require(isinstance(content, dict), f"{path}: expected a JSON object, got {type(content).__name__}")
-    if path.name == VOCABULARY:
-        require(_is_vocabulary(content), f"{path}: is not a map from tokens to ids")
-    return content
 
 
 # Splitting rules.

@@ -2,7 +2,7 @@
 
 A character of ASCII is its byte, ids 0-255; the characters of more bytes that were frequent in the texts are ids from
 256 on, the most frequent first; any other is as many byte tokens as it has bytes in UTF-8. Lossless, and every byte
-string has exactly one encoding. 1 MB of code is encoded in about 0.02 s where it is ASCII.
+string has exactly one encoding. 0.5 MB of ASCII is encoded in less than a millisecond.
 """
 
 from __future__ import annotations

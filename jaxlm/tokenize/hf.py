@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxlm.core.config import from_dict, require
 from jaxlm.core.errors import ConfigError
-from jaxlm.tokenize.base import BOS, EOS, FORMAT, PAD, Tokenizer, read_saved
+from jaxlm.tokenize.base import BOS, EOS, FORMAT, PAD, Tokenizer, read_json, read_saved
 from jaxlm.tokenize.byte_alphabet import alphabet
 
 FILE = "tokenizer.json"
@@ -178,7 +178,7 @@ class HfTokenizer(Tokenizer):
             folder, found = path, {}
         else:
             require(path.is_file(), f"HfTokenizer.path: {path} is no file or folder; expected a folder with a {FILE}")
-            content = _read(path)
+            content = read_json(path)
             if content.get("format") == FORMAT and isinstance(content.get("files"), dict):
                 return content["files"]
             folder, found = path.parent, {FILE: content}
@@ -186,7 +186,7 @@ class HfTokenizer(Tokenizer):
                 return found
         for name in (FILE, *BESIDE):
             if name not in found and (folder / name).is_file():
-                found[name] = _read(folder / name)
+                found[name] = read_json(folder / name)
         return found
 
     @functools.cached_property
@@ -305,17 +305,6 @@ def _without(prefix: bytes, piece: bytes) -> bytes:
 def _from_alphabet(token: str) -> bytes:
     known = alphabet()
     return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: is not JSON") from None
-    require(isinstance(content, dict), f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _require_file(folder: Path) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
-from jaxlm.tokenize.base import BYTES, FORMAT
+from jaxlm.tokenize.base import BYTES, FORMAT, read_json
 from jaxlm.tokenize.bpe import BpeTokenizer
-from jaxlm.tokenize.bpe_files import FILE, MERGES, from_hf, merges_of_json, merges_of_text, read_json
+from jaxlm.tokenize.bpe_files import FILE, MERGES, from_hf, merges_of_json, merges_of_text
 from jaxlm.tokenize.byte_alphabet import alphabet
 from jaxlm.tokenize.merges import Pair, apply
 from jaxlm.tokenize.mixture_inference import symbols_of

@@ -11,9 +11,8 @@ import jax
 from jaxlm.core.config import from_dict, require, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Params
-from jaxlm.model.decoder import Decoder
-from jaxlm.model.language_model import LanguageModel
-from jaxlm.model.spec import ModelSpec
+from jaxlm.model.encoder_decoder import model_of, spec_of
+from jaxlm.model.language_model import Model
 from jaxlm.train import leaves
 from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.config import MIGRATIONS, VERSION, TrainConfig
@@ -26,8 +25,9 @@ ORIGIN = "origin"  # of an imported model: a copy of its folder without the weig
 
 def load_checkpoint(
     folder: str | os.PathLike[str], *, step: int | None = None, averaged: bool = True
-) -> tuple[LanguageModel, Params]:
-    """The model of a run and its parameters, on the first device; adapters are merged.
+) -> tuple[Any, Params]:
+    """The model of a run (a `LanguageModel` or an `EncoderDecoder`) and its parameters, on the first device; adapters
+    are merged.
 
     Parameters have the dtype they were saved in: float32, unless they were imported as something else.
 
@@ -41,9 +41,9 @@ def load_checkpoint(
     """
     checkpoints, meta = open_checkpoints(folder, step)
     origin = next((str(path.resolve()) for path in Path(folder).glob(f"{ORIGIN}/*/")), "")
-    model = LanguageModel(from_dict(ModelSpec, meta["model"]), origin=origin)
+    model = model_of(spec_of(meta["model"]), origin)
     config = from_dict(TrainConfig, meta["train"])
-    trainer = Trainer(Decoder(model.spec), None, config.optimizer, config.steps, lora=config.lora)
+    trainer = Trainer(model.pure, None, config.optimizer, config.steps, lora=config.lora)
     state = trainer.template()
     template = _as_saved({"params": state.params}, checkpoints.read_arrays(step))
     state = state._replace(params=checkpoints.restore_part(template, step)["params"])
@@ -65,7 +65,7 @@ def open_checkpoints(folder: str | os.PathLike[str], step: int | None = None) ->
     return checkpoints, check_version(checkpoints.read_meta(step), VERSION, MIGRATIONS)
 
 
-def save_checkpoint(model: LanguageModel, params: Params, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: Model, params: Params, folder: str | os.PathLike[str]) -> None:
     """Writes a model as a checkpoint of no run, which `load_checkpoint` reads; ``params`` stacked.
 
     For the parameters of an imported model: a training run saves more (`jaxlm.train.loop`), and can be continued.

@@ -24,9 +24,8 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.prefetch import Prefetch
 from jaxlm.dist.mesh import make_mesh
 from jaxlm.model import decoder
-from jaxlm.model.decoder import Decoder
-from jaxlm.model.describe import forward_flops
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.describe import model_flops
+from jaxlm.model.language_model import Model
 from jaxlm.model.spec import ModelSpec
 from jaxlm.train import agreement
 from jaxlm.train.checkpoint import Checkpointer
@@ -57,9 +56,7 @@ class Fitted:
         return self.trainer.averaged(self.state)
 
 
-def make_trainer(
-    model: LanguageModel, objective: Any, config: TrainConfig, devices: Sequence[Any] | None = None
-) -> Trainer:
+def make_trainer(model: Model, objective: Any, config: TrainConfig, devices: Sequence[Any] | None = None) -> Trainer:
     """The pure functions of a run. Raises `ConfigError`, before any compile, for parts that do not fit each other."""
     mesh = make_mesh(config.mesh, None if devices is None else list(devices))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -71,7 +68,7 @@ def make_trainer(
     )
     alone = list(mesh.devices.flat) == jax.devices()[:1]
     trainer = Trainer(
-        model=Decoder(model.spec),
+        model=model.pure,
         objective=objective,
         optimizer=config.optimizer,
         total_steps=config.steps,
@@ -86,7 +83,7 @@ def make_trainer(
 
 def fit(
     workdir: str | os.PathLike[str],
-    model: LanguageModel,
+    model: Model,
     objective: Any,
     loader: Loader,
     config: TrainConfig,
@@ -132,7 +129,7 @@ def fit(
         loader.batch_size == config.batch_size,
         f"the loader's batch_size {loader.batch_size} is not the run's {config.batch_size}",
     )
-    length = _check_rows(model.spec, loader, evaluations)
+    length = _check_rows(model.pure.writer, loader, evaluations)
     workdir, first = Path(workdir), jax.process_index() == 0
     free = tuple(f"train.{name}" for name in FREE)
     kinds = {"model": type(model.spec), "train": type(config)}
@@ -157,7 +154,7 @@ def fit(
         start = 0 if restored is None else restored.step
         writer = open_writers(config.writers, workdir, run, None if restored is None else start) if first else None
         places = config.batch_size * length
-        flops = 3 * forward_flops(model.spec, length)
+        flops = 3 * model_flops(model, length)
         speed = lambda rate: mfu(flops, rate, devices)
         progress = Progress(config.steps, start=start, quiet=quiet or not first, mfu=speed)
         recorder = Recorder(writer, config, places, speed)

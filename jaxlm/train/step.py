@@ -21,8 +21,8 @@ from jaxlm.core import compat
 from jaxlm.core.config import require
 from jaxlm.core.params import initialize
 from jaxlm.core.types import Params, Specs
-from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
+from jaxlm.model.encoder_decoder import Transducer
 from jaxlm.model.positions import plain_positions
 from jaxlm.train.lora import Lora
 from jaxlm.train.optimizer import Optimizer
@@ -62,7 +62,7 @@ class Trainer:
       mesh: where it runs; None for one device.
     """
 
-    model: Decoder
+    model: Decoder | Transducer
     objective: Any
     optimizer: Optimizer
     total_steps: int
@@ -73,7 +73,7 @@ class Trainer:
 
     @functools.cached_property
     def model_specs(self) -> Specs:
-        return decoder.param_specs(self.model.spec)
+        return self.model.param_specs()
 
     @functools.cached_property
     def specs(self) -> Specs:

@@ -294,6 +294,7 @@ S = {"S": [["a", "S"], ["b"]]}
         (lambda: regex("a{3,2}"), "m <= n"),
         (lambda: regex("[^\\x00-\\U0010FFFF]"), "no string at all"),
         (lambda: regex("(a|b)*a(a|b){12}", 1000), "more than 1000 states"),
+        (lambda: regex("(a{1000}){1000}", 1000), "more than 16000 states before any are one; repeat less"),
         (
             lambda: tabulate(Grammar.from_text("S ::= '(' S ')' |"), max_states=50),
             "more than 50 states; give max_depth",

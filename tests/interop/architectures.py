@@ -10,7 +10,8 @@ from typing import Any
 from tests.interop.attention_cases import ATTENTION
 from tests.interop.recurrent_cases import RECURRENT
 
-CLASSES = {"GPT2": "GPT2LMHeadModel", "Longformer": "LongformerForMaskedLM", "BigBird": "BigBirdForMaskedLM"}
+ENCODERS = ("Longformer", "BigBird", "Bert", "Roberta", "DistilBert", "ModernBert")
+CLASSES = {"GPT2": "GPT2LMHeadModel", **{kind: f"{kind}ForMaskedLM" for kind in ENCODERS}}
 
 CASES = ATTENTION | RECURRENT
 

@@ -44,6 +44,11 @@ ENCODER = {
     "intermediate_size": HIDDEN, "max_position_embeddings": 40, "sep_token_id": 2,
 }  # fmt: skip
 
+MODERNBERT = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": HIDDEN,
+    "local_attention": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+
 # name of the case: (class name without ForCausalLM, settings)
 ATTENTION: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**LLAMA, **rope()}),
@@ -313,5 +318,43 @@ ATTENTION: dict[str, tuple[str, dict[str, Any]]] = {
             "rescale_embeddings": True, "hidden_act": "relu", "type_vocab_size": 3,
         },
     ),
+    "bert": ("Bert", ENCODER),
+    "bert_types": (
+        "Bert", {**ENCODER, "num_hidden_layers": 2, "type_vocab_size": 3, "hidden_act": "relu", "layer_norm_eps": 1e-5}
+    ),
+    "roberta": ("Roberta", {**ENCODER, "type_vocab_size": 1}),
+    "roberta_types": (
+        "Roberta", {**ENCODER, "num_hidden_layers": 2, "pad_token_id": 2, "hidden_act": "gelu_new"}
+    ),
+    "distilbert": (
+        "DistilBert",
+        {
+            "vocab_size": VOCABULARY, "dim": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": HIDDEN,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "distilbert_untied": (
+        "DistilBert",
+        {
+            "vocab_size": VOCABULARY, "dim": WIDTH, "n_layers": 2, "n_heads": HEADS, "hidden_dim": HIDDEN,
+            "max_position_embeddings": 40, "activation": "relu", "tie_word_embeddings": False,
+            "sinusoidal_pos_embds": True,
+        },
+    ),
+    "modernbert": ("ModernBert", {**MODERNBERT, "num_hidden_layers": 5}),
+    "modernbert_biases": (
+        "ModernBert",
+        {
+            **MODERNBERT, "num_hidden_layers": 3, "attention_bias": True, "mlp_bias": True, "norm_bias": True,
+            "classifier_bias": True, "decoder_bias": False, "classifier_activation": "silu", "local_attention": 6,
+            "hidden_activation": "relu", "tie_word_embeddings": False, "norm_eps": 1e-3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "modernbert_global": ("ModernBert", {**MODERNBERT, "num_hidden_layers": 2, "global_attn_every_n_layers": 1}),
     "big_bird_full": ("BigBird", {**ENCODER, "num_hidden_layers": 2, "attention_type": "original_full"}),
 }  # fmt: skip

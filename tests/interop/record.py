@@ -70,7 +70,7 @@ def variants(model: Any) -> dict[str, np.ndarray]:
     padded = np.where(mask, tokens, config.pad_token_id)
     out = {"input_ids": tokens, "logits": logits(tokens), "attention_mask": mask}
     out["padded_logits"] = logits(padded, attention_mask=mask)
-    if config.type_vocab_size > 1:
+    if getattr(config, "type_vocab_size", 1) > 1:
         out["token_types"] = tokens % config.type_vocab_size
         out["typed_logits"] = logits(tokens, token_type_ids=out["token_types"])
     if config.model_type == "longformer":

@@ -26,6 +26,7 @@ from jaxlm.mixer.recurrent import Recurrent
 from jaxlm.model import decoder
 from jaxlm.model.spec import mixers_of
 from tests.interop.architectures import CASES, generates
+from tests.interop.pair_cases import PAIRS
 from tests.tiny import caller, close, jit, stream
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -61,9 +62,10 @@ def same_tensors(one: Path, two: Path) -> None:
 
 
 def test_every_family_has_a_case():
-    kinds = {json.loads((DATA / name / "config.json").read_text())["model_type"] for name in CASES}
+    cases = {*CASES, *PAIRS}
+    kinds = {json.loads((DATA / name / "config.json").read_text())["model_type"] for name in cases}
     assert kinds == set(registry.methods("family"))
-    assert {path.name for path in DATA.iterdir()} == set(CASES)
+    assert {path.name for path in DATA.iterdir()} == cases
 
 
 @pytest.mark.parametrize("kind", sorted(registry.methods("family")))
@@ -286,8 +288,11 @@ def in_version_4(settings: dict) -> dict:
         sliding, rope = rope["sliding_attention"], rope["full_attention"]
         if kind == "gemma3_text":
             old["rope_local_base_freq"] = sliding["rope_theta"]
+        elif kind == "modernbert":
+            old["local_rope_theta"] = sliding["rope_theta"]
     rope = dict(rope)
     base, share = ("rotary_emb_base", "rotary_pct") if kind == "gpt_neox" else ("rope_theta", "partial_rotary_factor")
+    base = "global_rope_theta" if kind == "modernbert" else base
     old[base] = rope.pop("rope_theta")
     if "partial_rotary_factor" in rope:
         old[share] = rope.pop("partial_rotary_factor")

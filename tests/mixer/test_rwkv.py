@@ -15,6 +15,9 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.gla import Gla
 from jaxlm.mixer.rwkv6 import Rwkv6
 from jaxlm.mixer.rwkv7 import Rwkv7
+from jaxlm.model.decoder import param_specs
+from jaxlm.model.language_model import LanguageModel, init_state
+from jaxlm.model.spec import Block, Group, ModelSpec
 from tests.tiny import close, draw_params, jit
 
 WIDTH, LENGTH = 16, 21
@@ -66,17 +69,19 @@ def rwkv6(p, x, mixer):
     return np.stack(out)
 
 
-def rwkv7(p, x, mixer):
-    """With the state of the paper, values by keys."""
+def rwkv7(p, x, mixer, first=None):
+    """With the state of the paper, values by keys; ``first`` are the first layer's values."""
     heads, width = p["decay"].shape
     state, before, out = np.zeros((heads, width, width)), np.zeros(WIDTH), []
-    for now in x:
+    for t, now in enumerate(x):
         mixed, before = [now + m * (before - now) for m in p["mixes"]], now
         r, w, k, v, a, g = mixed
+        share = sigmoid(p["value"] + into(into(v, p["value_down"]), p["value_up"])) if "value" in p else 0
         w = np.exp(-np.exp(-0.5) * sigmoid(p["decay"] + into(np.tanh(into(w, p["decay_down"])), p["decay_up"])))
         a = sigmoid(p["rate"] + into(into(a, p["rate_down"]), p["rate_up"]))
         g = into(sigmoid(into(g, p["gate_down"])), p["gate_up"])
         r, k, v = into(r, p["r"]), into(k, p["k"]), into(v, p["v"])
+        v = v if first is None else v + (first[t] - v) * share
         kappa = k * p["k_k"]
         kappa = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True)
         k = k * (1 + (a - 1) * p["k_a"])
@@ -105,6 +110,35 @@ def test_it_is_the_formula(formula, mixer):
     close(y, np.stack([formula(exact, row, mixer) for row in X]))
 
 
+def test_values_are_mixed_with_those_of_the_first_layer():
+    make = lambda values: Rwkv7(heads=4, values=values, decay_rank=2, rate_rank=3, gate_rank=5, value_rank=2, chunk=4)
+    layer = lambda values, repeats: Group((Block(mixer=make(values), ffn=None),), repeats)
+    model = LanguageModel(ModelSpec(vocab_size=11, width=WIDTH, layers=(layer("first", 1), layer("mixed", 2))))
+    params = draw_params(param_specs(model.spec))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, LENGTH)), jnp.int32)
+    whole = jit(lambda p, t: model.apply({"params": p}, t))(params, tokens)
+
+    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    eps = model.spec.layers[0].pattern[0].norm.eps
+    norm = lambda p, x: x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * p["scale"]
+    for row in range(2):
+        x, values = exact["embed"]["table"][tokens[row]], None
+        for group, r in (("group_0", 0), ("group_1", 0), ("group_1", 1)):
+            p = jax.tree.map(lambda a, r=r: a[r], exact[group]["block_0"])
+            inputs = norm(p["mixer_norm"], x)
+            if values is None:
+                before = np.concatenate((np.zeros((1, WIDTH)), inputs[:-1]))
+                values = [into(one, p["mixer"]["v"]) for one in inputs + p["mixer"]["mixes"][3] * (before - inputs)]
+            x = x + rwkv7(p["mixer"], inputs, make("own"), values if "value" in p["mixer"] else None)
+        close(whole.hidden[row], norm(exact["final_norm"], x))
+
+    state, pieces = init_state(model, 2, LENGTH), []
+    for start, stop in ((0, 5), (5, 6), (6, LENGTH)):
+        out = model.apply({"params": params}, tokens[:, start:stop], state=state)
+        pieces, state = [*pieces, out.logits], out.state
+    close(jnp.concatenate(pieces, 1), whole.logits)
+
+
 def test_published_initial_values():
     """Those of the middle of the model, at a width where they can be counted."""
     channel = np.arange(128) / 128
@@ -128,6 +162,19 @@ def test_published_initial_values():
         (lambda: Rwkv6(shift_rank=0), "Rwkv6.shift_rank: expected a positive integer, got 0"),
         (lambda: Rwkv7(heads=3).params(Dims(16)), "Rwkv7.heads: model width 16 is not divisible by 3"),
         (lambda: Rwkv7(gate_rank=-1), "Rwkv7.gate_rank: expected an integer >= 0, got -1"),
+        (lambda: Rwkv7(values="all"), "unknown Rwkv7.values 'all'; allowed: first, mixed, own"),
+        (
+            lambda: Group((Block(mixer=Rwkv7(values="first")),), 2),
+            "Group.repeats: a layer that hands on to later ones stands in a group of one repeat, got 2",
+        ),
+        (
+            lambda: Rwkv7(heads=2, values="mixed")(
+                initialize(Rwkv7(heads=2, values="mixed").params(Dims(8)), jax.random.key(0)),
+                jnp.zeros((1, 2, 8)),
+                Context(positions=jnp.arange(2)[None]),
+            ),
+            "Rwkv7.values 'mixed' needs a layer before it in the model with values 'first'",
+        ),
         (lambda: Rwkv7(implementation="fast"), "unknown Rwkv7.implementation 'fast'; allowed: auto, reference, xla"),
     ],
 )

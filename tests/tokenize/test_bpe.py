@@ -245,3 +245,11 @@ def test_bad_input(call, message):
     with pytest.raises(ConfigError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_saved_file_has_a_line_for_each_merge(tmp_path):
+    tokenizer = BpeTokenizer(merges=tuple((97 + i % 20, 97 + i // 20) for i in range(400)))
+    tokenizer.save(tmp_path / "bpe.json")
+    lines = (tmp_path / "bpe.json").read_text().splitlines()
+    assert len(lines) < 400 + 15 and max(map(len, lines)) <= 110 and "   [98, 97]," in lines
+    assert BpeTokenizer.load(tmp_path / "bpe.json") == tokenizer

@@ -19,6 +19,7 @@ from jaxlm.decode.grammar.automaton import DEAD, Dfa
 from jaxlm.decode.grammar.expression import LAST, Bytes, Either, Expression, Join, Range, Repeat, characters
 
 MOST_REPEATS = 1000
+LOOSE = 16  # states of the expression for each state of the automaton: alternatives may share theirs
 _DIGIT, _SPACE = [(48, 57)], [(9, 13), (32, 32)]
 _WORD = [(48, 57), (65, 90), (95, 95), (97, 122)]
 _CLASSES = {"d": _DIGIT, "s": _SPACE, "w": _WORD}
@@ -45,7 +46,7 @@ def parse(pattern: str) -> Expression:
 
 def compile_expression(tree: Expression, max_states: int) -> Dfa:
     """The automaton of an expression without names, not reduced."""
-    nfa = _Nfa()
+    nfa = _Nfa(LOOSE * max_states)
     start, end = nfa.state(), nfa.state()
     nfa.add(tree, start, end)
     kind = automaton.boundaries({allowed for moves in nfa.moves for allowed, _ in moves})
@@ -68,13 +69,17 @@ def compile_expression(tree: Expression, max_states: int) -> Dfa:
 
 
 class _Nfa:
-    """States with moves on bytes and on nothing."""
+    """States with moves on bytes and on nothing; `ConfigError` for more than ``most``."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.moves: list[list[tuple[frozenset[int], int]]] = []
         self.free: list[list[int]] = []
 
     def state(self) -> int:
+        require(
+            len(self.moves) < self.most, f"regex: more than {self.most} states before any are one; repeat less of it"
+        )
         self.moves.append([])
         self.free.append([])
         return len(self.moves) - 1

@@ -24,7 +24,6 @@ from jaxlm.mixer.longformer import Longformer
 from jaxlm.model.head import HeadTransform
 from jaxlm.model.spec import Block, ModelSpec
 from jaxlm.norm.layer import LayerNorm
-from jaxlm.position.learned import Learned
 
 L = "longformer.encoder.layer.{layer}."
 
@@ -51,23 +50,6 @@ class Spans:
         return out
 
 
-class Positions:
-    """Positions count from behind the id of the padding token, as RoBERTa's do."""
-
-    def read(self, c: Config, draft: Draft) -> None:
-        offset = c.integer("pad_token_id", default=1) + 1
-        rows = c.integer("max_position_embeddings", default=512)
-        if rows <= offset or offset < 1:
-            raise ConfigError(
-                f"config.json: max_position_embeddings = {rows} has no row behind pad_token_id = {offset - 1}"
-            )
-        draft.set("mixer.position", Learned(size=rows - offset, offset=offset))
-
-    def write(self, spec: ModelSpec, blocks: list[Block]) -> dict[str, Any]:
-        position = blocks[0].mixer.position
-        return {"pad_token_id": position.offset - 1, "max_position_embeddings": position.size + position.offset}
-
-
 def tensors(spec: ModelSpec) -> dict[str, Layout]:
     def attention(kind: str) -> dict[str, Layout]:
         q, k, v = (f"{L}attention.self.{name}{kind}" for name in ("query", "key", "value"))
@@ -90,7 +72,7 @@ FAMILY = Family(
     block=Block(mixer=Longformer(qkv_bias=True, out_bias=True), ffn=Mlp(bias=True), norm=LayerNorm(), placement="post"),
     model={"embed_norm": LayerNorm(), "norm": None, "head_bias": True, "head_transform": HeadTransform()},
     parts=(
-        Positions(),
+        encoder.PositionsBehindPadding(),
         Spans(),
         Keys({**encoder.keys(), "hidden_act": parts.activation("gelu"), "onnx_export": Key((), bool, False)}),
     ),

@@ -1,0 +1,84 @@
+"""Gated deletion: another objective plus alpha times the mean of a delete gate, and the controller that sets alpha.
+
+Paper: Kallini et al. 2024, MrT5 (arXiv 2410.20771). Formula: loss + alpha mean(G) over the source's real tokens
+(`jaxlm.model.delete_gate`), where G = 0 keeps and k < 0 deletes, so a larger alpha deletes more. The controller follows
+a target rate: with e = target - deleted share, p <- 0.9 p + 0.1 kp e, i <- i + ki e, alpha = max(0, p + i).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core.config import Spec, require, slot
+from jaxlm.core.types import ModelFn, Params
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedDeletion(Spec):
+    """The loss of another objective, and a price of every token that the gate keeps.
+
+    Attributes:
+      alpha: factor of the mean gate, where the batch has no ``alpha`` of its own, one number [B] a row and the same for
+        all (what a `RateController` says).
+      inner: the other objective.
+    """
+
+    paper: ClassVar[str] = "Kallini et al. 2024, MrT5: Dynamic Token Merging for Efficient Byte-level Language Models"
+
+    alpha: float = 0.0
+    inner: Any = slot("objective", "sequence_to_sequence")
+
+    def check(self) -> None:
+        require(self.alpha >= 0, f"GatedDeletion.alpha: expected a number >= 0, got {self.alpha}")
+
+    def prepare(self, batch: Batch, rng: jax.Array) -> Batch:
+        return {**batch, **self.inner.prepare(batch, rng)}
+
+    def loss(self, model: ModelFn, params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """The inner loss and the gate's, each times the batch's weight; ``gate`` and ``deleted`` are among the metrics.
+
+        Raises `ConfigError` for a model without a gate.
+        """
+        total, metrics = self.inner.loss(model, params, batch, rng)
+        require("gate" in metrics, "GatedDeletion: the model has no DeleteGate")
+        alpha = jnp.mean(batch["alpha"]) if "alpha" in batch else self.alpha
+        return total + alpha * metrics["gate"][0], metrics
+
+
+class Control(NamedTuple):
+    """The state of a controller: what is proportional to the errors of late, and the sum of all."""
+
+    p: jax.Array | float = 0.0
+    i: jax.Array | float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RateController(Spec):
+    """Follows a target share of deleted tokens.
+
+    Attributes:
+      target: the share, between 0 and 1.
+      kp, ki: gains of the proportional and the summed error.
+    """
+
+    target: float = 0.5
+    kp: float = 0.5
+    ki: float = 1e-5
+
+    def check(self) -> None:
+        require(0 < self.target < 1, f"RateController.target: expected a share of tokens in (0, 1), got {self.target}")
+        require(self.kp >= 0 and self.ki >= 0, f"RateController: expected gains >= 0, got {self.kp} and {self.ki}")
+
+    def __call__(self, state: Control, deleted: jax.Array | float) -> tuple[Control, jax.Array]:
+        """The next state, and alpha for the next step, from the share that was deleted in this one."""
+        error = self.target - deleted
+        state = Control(0.9 * state.p + 0.1 * self.kp * error, state.i + self.ki * error)
+        return state, jnp.maximum(0.0, state.p + state.i)
