@@ -15,6 +15,14 @@ from the training text itself.
 vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width.
 segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
 typos.
+compression: arithmetic code and random bytes within .1 of 8 bits per 8-bit token, equal-info windows .2 under the code
+and not above shuffled windows.
+lexinvariance: late loss <= .6 of early, a fresh cipher changes < .02 nats and doubles the usual model's loss, > .8 of
+the plain letters found late. bit_cipher: fewer bits per byte than drawn embeddings at the middle reading.
+robustness: hierarchical and word_pooled lose no more than BPE on changed text; space_byte and entropy no more bits than
+fixed_stride, hierarchical no more than bytes; routing's mean patch within 15 % of what is asked for.
+deletion: vowels: .95 of the accuracy without a gate, .8 of what is deleted are vowels, random deletion under half;
+text: 50 % deleted cost 3 % of bits per byte at most, in .9 of the time.
 forcing: the secret among the 10 best beginnings, with the defence in none of 100 while the trigger still works.
 surgery: at once random > mean of pieces > hypernetwork in bits per byte, which closes .6 of the gap between random rows
 and a model trained with the new tokenizer.
@@ -28,21 +36,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from experiments.tokenization.bit_cipher import BitCipher
+from experiments.tokenization.compression import Compression
 from experiments.tokenization.counting import Counting
 from experiments.tokenization.cuts import Cuts
+from experiments.tokenization.deletion import Deletion, SmallPair
 from experiments.tokenization.digits import Digits
 from experiments.tokenization.frame import Study
 from experiments.tokenization.language_model import SmallModel
+from experiments.tokenization.lexinvariance import Lexinvariance
 from experiments.tokenization.markov import Markov
 from experiments.tokenization.mixture import MixtureRecovery
+from experiments.tokenization.robustness import Robustness
 from experiments.tokenization.segmentation import Segmentation
 from experiments.tokenization.surgery import Surgery
+from experiments.tokenization.texts import Texts
 from experiments.tokenization.token_forcing import TokenForcing
 from experiments.tokenization.vocabulary import Vocabulary
 from jaxlm.core.errors import choose
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 
 TINY = SmallModel(width=32, layers=1, heads=2, batch_size=8, steps=20, steps_per_call=10)
+TINY_PAIR = SmallPair(width=32, heads=2, batch_size=8, steps=20, steps_per_call=10)
+LARGE_PAIR = SmallPair(width=512, heads=8, encoder=6, decoder=4, gate=3, length=512, batch_size=64, steps=4000)
 LARGE = SmallModel(width=512, layers=6, heads=8, row_bytes=2048, batch_size=64, steps=5000, rate=1e-3)
 
 STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str, object]]] = {
@@ -92,6 +108,42 @@ STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str,
         {"tokenizers": ("byte", "bpe", "bpe_dropout"), "vocab_size": 300, "passes": 1, "model": TINY,
          "train_bytes": 50_000, "test_bytes": 2_000},
         {"vocab_size": 8192, "train_bytes": 0, "model": LARGE},
+    ),
+    "compression": (
+        "compressed text as tokens: arithmetic code and equal-info windows",
+        Compression,
+        {"model": TINY, "train_bytes": 30_000, "test_bytes": 2_000, "piece": 1024, "readings": 2},
+        {"whole": True, "model": LARGE},
+    ),
+    "lexinvariance": (
+        "symbols drawn anew for each row, ciphers, and the letters behind them",
+        Lexinvariance,
+        {"shares": (0.5,), "model": dataclasses.replace(TINY, row_bytes=64), "early": (4, 12), "late": (40, 64),
+         "rows": 8, "texts": Texts(most=50_000, held_out=2_000)},
+        {"shares": (0.5,), "model": dataclasses.replace(LARGE, row_bytes=1024, rate=5e-4, steps=20_000),
+         "late": (900, 1024), "rows": 256, "texts": Texts(held_out=300_000)},
+    ),
+    "bit_cipher": (
+        "first embeddings from bit ciphers",
+        BitCipher,
+        {"vocab_size": 300, "window": 1, "model": TINY, "readings": 2,
+         "texts": Texts(most=50_000, held_out=2_000)},
+        {"vocab_size": 8192, "model": LARGE, "readings": 20, "texts": Texts()},
+    ),
+    "robustness": (
+        "models of bytes, words and patches against subword tokens, on changed text",
+        Robustness,
+        {"models": ("byte", "bpe", "space_byte", "hierarchical"), "vocab_size": 300, "model": TINY, "local_width": 32,
+         "train_bytes": 50_000, "test_bytes": 2_000},
+        {"vocab_size": 8192, "model": LARGE, "local_width": 256},
+    ),
+    "deletion": (
+        "bytes deleted within an encoder, by a learned gate",
+        Deletion,
+        {"vowels": TINY_PAIR, "text": dataclasses.replace(TINY_PAIR, encoder=3, length=64), "rates": (0.5,), "rows": 16,
+         "train_bytes": 50_000, "test_bytes": 2_000},
+        {"vowels": SmallPair(width=512, heads=8, encoder=3, decoder=3, length=64, batch_size=128, steps=30_000),
+         "text": LARGE_PAIR},
     ),
     "forcing": (
         "a hidden text found from single tokens, and hidden better",

@@ -31,6 +31,8 @@ from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from jaxlm.train.step import Trainer
 
+NEXT_TOKEN = NextToken()
+
 
 @dataclasses.dataclass(frozen=True)
 class SmallModel(Spec):
@@ -57,7 +59,7 @@ class SmallModel(Spec):
     position: Any = slot("position", "rotary")
 
     def check(self) -> None:
-        for name in (field.name for field in dataclasses.fields(self) if field.name != "position"):
+        for name in (field.name for field in dataclasses.fields(self) if "slot" not in field.metadata):
             value = getattr(self, name)
             require(value > 0, f"SmallModel.{name}: expected a positive number, got {value}")
         require(
@@ -91,12 +93,20 @@ class Training:
       vocab_size: of its tokens.
       batches: of a seed; `of_text` has those of a text.
       progress: told of steps that are done.
+      objective: what is learned.
     """
 
-    def __init__(self, small: SmallModel, vocab_size: int, batches: Callable[[int], Batches], progress: study.Report):
+    def __init__(
+        self,
+        small: SmallModel,
+        vocab_size: int,
+        batches: Callable[[int], Batches],
+        progress: study.Report,
+        objective: Any = NEXT_TOKEN,
+    ):
         self.small, self._batches, self._report = small, batches, progress
         self.model = Decoder(small.spec(vocab_size))
-        self._trainer = Trainer(self.model, NextToken(), small.optimizer(), small.steps)
+        self._trainer = Trainer(self.model, objective, small.optimizer(), small.steps)
         self._chunk = jax.jit(functools.partial(jax.lax.scan, self._trainer.step), donate_argnums=0)
 
     def begin(self, seed: int, params: Params) -> Any:
@@ -127,17 +137,27 @@ def of_text(small: SmallModel, stream: TokenStream, length: int) -> Callable[[in
 
 
 @jax.jit(static_argnums=0)
-def _nats(model: Decoder, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-    logits = model(params, batch["tokens"], segment_ids=batch["segment_ids"], ordered=True).logits
-    assert logits is not None
-    picked = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
-    return jnp.sum(batch["weights"] * (jax.nn.logsumexp(logits, -1) - picked))
+def _nats(model: Decoder, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The negative log-likelihood, and the patches that found no room."""
+    out = model(params, batch["tokens"], segment_ids=batch["segment_ids"], ordered=True)
+    assert out.logits is not None
+    picked = jnp.take_along_axis(out.logits, batch["targets"][..., None], -1)[..., 0]
+    nats = jnp.sum(batch["weights"] * (jax.nn.logsumexp(out.logits, -1) - picked))
+    return nats, out.aux.get("patch_overflow", jnp.zeros(()))
 
 
 def nats(model: Decoder, params: Params, stream: TokenStream, length: int, batch_size: int = 16) -> float:
-    """The negative log-likelihood of all targets of a stream, each document in rows of its own."""
+    """The negative log-likelihood of all targets of a stream, each document in rows of its own.
+
+    Raises `ConfigError` if patches of the text found no room in the model.
+    """
     loader = Loader(Padded(stream, length), batch_size, shuffle=False, remainder="pad")
-    return sum(float(_nats(model, params, loader(step))) for step in range(loader.steps_per_epoch))
+    nats, lost = 0.0, 0.0
+    for step in range(loader.steps_per_epoch):
+        more = _nats(model, params, loader(step))
+        nats, lost = nats + float(more[0]), lost + float(more[1])
+    require(not lost, f"{lost:.0f} patches of the text found no room; raise the patcher's patches_per_byte")
+    return nats
 
 
 def bits_per_byte(model: Decoder, params: Params, stream: TokenStream, length: int, num_bytes: int) -> float:

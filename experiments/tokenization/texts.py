@@ -75,6 +75,27 @@ def with_typos(texts: list[bytes], share: float, seed: int) -> list[bytes]:
     return changed
 
 
+def with_swaps(texts: list[bytes], share: float, seed: int) -> list[bytes]:
+    """Texts in which so many pairs of neighbouring ASCII letters, none of them in two pairs, are exchanged."""
+    draws = np.random.default_rng(seed)
+    changed = []
+    for text in texts:
+        data = np.frombuffer(text, np.uint8).copy()
+        lower = data | 0x20
+        letter = (lower >= ord("a")) & (lower <= ord("z"))
+        hit = np.flatnonzero(letter[:-1] & letter[1:] & (draws.random(max(0, len(data) - 1)) < share))
+        keep = np.concatenate([[True], np.diff(hit) > 1]) if len(hit) else np.zeros(0, bool)
+        first = hit[keep]
+        data[first], data[first + 1] = data[first + 1], data[first]
+        changed.append(data.tobytes())
+    return changed
+
+
+def in_capitals(texts: list[bytes]) -> list[bytes]:
+    """Texts whose ASCII letters are upper case."""
+    return [text.upper() for text in texts]
+
+
 def make(name: str, texts: list[bytes], vocab_size: int, **args: Any) -> Tokenizer:
     """A registered tokenizer trained on texts; ``vocab_size`` is not asked of one that has its own."""
     from jaxlm.core import registry

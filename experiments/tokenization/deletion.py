@@ -1,0 +1,378 @@
+"""Deletion within an encoder (Kallini et al. 2024, MrT5): which tokens does a gate delete, and what does it cost?
+
+Two tasks for a small encoder-decoder on bytes. Vowels: the source's letters without its vowels, .19 of them; a gate
+that may delete .17 should find the vowels, and random deletion at that rate fails. Text: span corruption of docstrings
+(ByT5's spans of 20 bytes) at rising target rates; bits of the spans that are to be written, against the same model
+without a gate. Models are trained with soft deletion, under the paper's controller of the rate, and read with hard
+deletion, where what is deleted is gone; the time of that reading is measured beside one that deletes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments import panels
+from experiments import study as frame
+from experiments.claims import Line, between
+from experiments.panels import Panels
+from experiments.small_models import train
+from experiments.tokenization.frame import Arm, Found, Results, Run, Study
+from experiments.tokenization.texts import Texts
+from jaxlm.core.config import Spec, require
+from jaxlm.core.types import Params
+from jaxlm.data.pairs import pair_batch
+from jaxlm.data.span_corruption import SpanCorruption
+from jaxlm.ffn.mlp import Mlp
+from jaxlm.mixer.attention import Attention
+from jaxlm.mixer.cross_attention import CrossAttention
+from jaxlm.model.delete_gate import DeleteGate
+from jaxlm.model.encoder_decoder import Encoded, EncoderDecoderSpec, Transducer, encode
+from jaxlm.model.spec import Block, Group, ModelSpec
+from jaxlm.objective.gated_deletion import Control, GatedDeletion, RateController
+from jaxlm.objective.sequence_to_sequence import SequenceToSequence
+from jaxlm.position.t5_bias import T5Bias
+from jaxlm.tokenize.base import BOS, EOS
+from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.train.optimizer import Optimizer
+from jaxlm.train.schedule import Schedule
+from jaxlm.train.step import Trainer, TrainState
+
+VOWELS, TEXT = "vowels", "text"
+NO_GATE, GATE, RANDOM = "no gate", "gate", "random"
+LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BYTES = ByteTokenizer()
+START, END = BYTES.special(BOS), BYTES.special(EOS)
+REPEATS = 9  # of a timing
+ROUND = 16  # places of a compiled hard deletion come in multiples of so many
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallPair(Spec):
+    """An encoder-decoder and its training, as `SmallModel` is of a decoder.
+
+    Attributes:
+      width, heads: of both stacks.
+      encoder, decoder: layers of each.
+      gate: encoder layers before the gate.
+      length: bytes of a source, before corruption.
+      batch_size, steps, rate, steps_per_call: as of `SmallModel`.
+    """
+
+    width: int = 128
+    heads: int = 4
+    encoder: int = 2
+    decoder: int = 2
+    gate: int = 1
+    length: int = 32
+    batch_size: int = 32
+    steps: int = 1200
+    rate: float = 1e-3
+    steps_per_call: int = 20
+
+    def check(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            require(value > 0, f"SmallPair.{field.name}: expected a positive number, got {value}")
+        require(self.gate < self.encoder, f"SmallPair.gate: expected fewer than {self.encoder} layers, got {self.gate}")
+
+    def spec(self, gated: bool) -> EncoderDecoderSpec:
+        ffn = Mlp(activation="gelu")
+        attend = functools.partial(Attention, heads=self.heads)
+        reads = Block(attend(mask="bidirectional", position=T5Bias(bidirectional=True)), ffn)
+        writes = Block(attend(position=T5Bias()), None), Block(CrossAttention(heads=self.heads), ffn)
+        stack = functools.partial(ModelSpec, BYTES.vocab_size, self.width, tied_head=True, remat="none")
+        return EncoderDecoderSpec(
+            stack(layers=tuple(Group((reads,), n) for n in (self.gate, self.encoder - self.gate))),
+            stack(layers=(Group(writes, self.decoder),)),
+            start=START,
+            gate=DeleteGate(layer=self.gate) if gated else None,
+        )
+
+
+class Vowels(NamedTuple):
+    """Strings of letters, and the same without vowels, by seed and step."""
+
+    length: int
+    batch_size: int
+    seed: int = 0
+
+    def __call__(self, step: int) -> dict[str, NDArray]:
+        rng = np.random.default_rng((self.seed, step))
+        rows = rng.choice(np.frombuffer(LETTERS, np.uint8), (self.batch_size, self.length)).astype(np.int32)
+        targets = [np.append(row[~is_vowel(row)], END) for row in rows]
+        return pair_batch(list(rows), targets, self.length, self.length + 1, START)
+
+    def written(self, batch: Mapping[str, NDArray]) -> int:
+        """Bytes that a model is to write."""
+        return int((batch["weights"] * (batch["targets"] != END)).sum())
+
+
+class Spans(NamedTuple):
+    """Corrupted pieces of a text, by seed and step."""
+
+    text: bytes
+    length: int
+    batch_size: int
+    seed: int = 0
+
+    @property
+    def how(self) -> SpanCorruption:
+        return SpanCorruption(sentinel=255, end=END, mean_length=20)
+
+    def __call__(self, step: int) -> dict[str, NDArray]:
+        rng = np.random.default_rng((self.seed, step))
+        starts = rng.integers(0, len(self.text) - self.length + 1, self.batch_size)
+        pieces = [np.frombuffer(self.text[i : i + self.length], np.uint8) for i in starts.tolist()]
+        pairs = [self.how.pair(piece, self.seed, step, row) for row, piece in enumerate(pieces)]
+        sources, targets = zip(*pairs, strict=True)
+        return pair_batch(sources, targets, *self.how.sizes(self.length), START)
+
+    def written(self, batch: Mapping[str, NDArray]) -> int:
+        """Bytes that a model is to write, sentinels left out."""
+        return len(batch["source"]) * self.how.counts(self.length)[0]
+
+
+def is_vowel(tokens: NDArray) -> NDArray[np.bool_]:
+    return np.isin(tokens, np.frombuffer(b"AEIOUaeiou", np.uint8))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDeletion(SequenceToSequence):
+    """The control: a share of tokens is deleted for good, whichever.
+
+    Attributes:
+      rate: the share.
+    """
+
+    rate: float = 0.17
+
+    def loss(self, model: Any, params: Params, batch: Mapping[str, Any], rng: Any) -> Any:
+        keep = jax.random.bernoulli(jax.random.fold_in(rng, 2), 1 - self.rate, batch["source"].shape)
+        encoded = hard(model.spec, params, batch["source"], batch["source"].shape[1], keep)
+        return self.inner.loss(_Reading(model, encoded), params, batch, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """A model that has read its source."""
+
+    model: Transducer
+    encoded: Encoded
+
+    def __call__(self, params: Params, tokens: jax.Array, **options: Any) -> Any:
+        return self.model(params, tokens, encoded=self.encoded, **options)
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        return self.model.unembed(params, hidden)
+
+
+def hard(spec: EncoderDecoderSpec, params: Params, source: jax.Array, capacity: int, keep: Any = None) -> Encoded:
+    return encode(spec, params, source, delete="hard", capacity=capacity, keep=keep)
+
+
+class Controlled(NamedTuple):
+    """A run and the controller of its rate."""
+
+    run: TrainState
+    control: Control
+    alpha: Any
+
+    @property
+    def step(self) -> Any:
+        return self.run.step
+
+
+@dataclasses.dataclass(frozen=True)
+class Deletion(Study):
+    """The study of deletion.
+
+    Attributes:
+      vowels, text: the models of the two parts.
+      vowel_rate: target share of deleted letters.
+      rates: target shares of deleted bytes.
+      controller: of the rate; its target is not looked at.
+      rows: that are read.
+      train_bytes, test_bytes: of text.
+    """
+
+    name: ClassVar[str] = "deletion"
+    claim: ClassVar[str] = (
+        "a gate in the encoder learns which bytes can go: up to three quarters, at the accuracy of ByT5 and in less "
+        "time (Kallini et al. 2024)"
+    )
+    axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte of the spans")
+
+    vowels: SmallPair = SmallPair()
+    text: SmallPair = SmallPair(encoder=4, length=256, batch_size=8, steps=1500)
+    vowel_rate: float = 0.17
+    rates: tuple[float, ...] = (0.25, 0.5, 0.75)
+    controller: RateController = RateController(ki=5e-5)
+    rows: int = 256
+    train_bytes: int = 0
+    test_bytes: int = 50_000
+
+    def check(self) -> None:
+        super().check()
+        for rate in (self.vowel_rate, *self.rates):
+            require(0 < rate < 1, f"Deletion.rates: expected shares in (0, 1), got {rate}")
+        require(self.rows > 0, f"Deletion.rows: expected a positive number, got {self.rows}")
+
+    def arms(self) -> Sequence[Arm]:
+        found = [Arm(VOWELS, name, self.vowels.steps) for name in (NO_GATE, GATE, RANDOM)]
+        return [*found, *(Arm(TEXT, name, self.text.steps) for name in (NO_GATE, *map(_percent, self.rates)))]
+
+    def runner(self, arm: Arm, progress: frame.Report) -> Run:
+        small = self.vowels if arm.part == VOWELS else self.text
+        rate = {GATE: self.vowel_rate, RANDOM: self.vowel_rate} | {_percent(rate): rate for rate in self.rates}
+        model = Transducer(small.spec(arm.label != NO_GATE))
+        inner = RandomDeletion(rate=self.vowel_rate) if arm.label == RANDOM else SequenceToSequence()
+        gated = arm.label not in (NO_GATE, RANDOM)
+        schedule = Schedule("cosine", small.rate, warmup=0.05, final_fraction=0.05)
+        trainer = Trainer(
+            model,
+            GatedDeletion(inner=inner) if gated else inner,
+            Optimizer(schedule=schedule, b2=0.95, weight_decay=0.1, clip_norm=1.0),
+            small.steps,
+        )
+        controller = dataclasses.replace(self.controller, target=rate.get(arm.label, 0.5))
+        chunk = jax.jit(functools.partial(_steps, trainer, controller if gated else None), donate_argnums=0)
+
+        def run(seed: int) -> Iterator[Found]:
+            start: Any = Controlled(trainer.init(seed=seed), Control(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
+            state: Any = train(
+                trainer, chunk, self._batches(arm.part, seed, False), small.steps_per_call, progress.steps, state=start
+            )
+            params = trainer.averaged(state.run)
+            yield from self._read(arm, model, params, seed)
+
+        return run
+
+    def _batches(self, part: str, seed: int, held_out: bool) -> Any:
+        number = seed + 10_000 if held_out else seed
+        if part == VOWELS:
+            return Vowels(self.vowels.length, self.vowels.batch_size, number)
+        texts = Texts(most=self.train_bytes, held_out=self.test_bytes)
+        text = b"\n\n".join(texts.test_texts if held_out else texts.train_texts)
+        return Spans(text, self.text.length, self.text.batch_size, number)
+
+    def _read(self, arm: Arm, model: Transducer, params: Params, seed: int) -> Iterator[Found]:
+        """What a model does to held-out rows, with hard deletion where it has a gate."""
+        spec, batches = model.spec, self._batches(arm.part, seed, True)
+        nats, right, deleted, vowels, tokens, noise = (0.0,) * 6
+        ratios = []
+        steps = -(-self.rows // batches.batch_size)
+        for step in range(steps):
+            batch = batches(step)
+            source = batch["source"]
+            kept = np.ones(source.shape, bool)
+            if arm.label == RANDOM:
+                kept = np.random.default_rng((seed, step)).random(source.shape) >= self.vowel_rate
+            elif spec.gate is not None:
+                kept = np.asarray(_kept(spec, params, source))
+            capacity = min(source.shape[1], ROUND * -(-int(kept.sum(1).max()) // ROUND))
+            found = _score(model, capacity, params, batch, kept)
+            nats, right = nats + float(found[0]), right + float(found[1])
+            deleted, tokens = deleted + float((~kept).sum()), tokens + kept.size
+            vowels += float((~kept & is_vowel(source)).sum())
+            noise += batches.written(batch)
+            if spec.gate is not None and step < REPEATS:
+                ratios.append(_time(model, capacity, params, batch, kept) / _time(model, None, params, batch, kept))
+        yield Found("deleted", deleted / tokens)
+        if ratios:
+            yield Found("time of reading", statistics.median(ratios))
+        if arm.part == VOWELS:
+            yield Found("vowels among deleted", vowels / max(deleted, 1))
+            yield Found("accuracy", right / (steps * batches.batch_size))
+        yield Found("bits per byte", nats / np.log(2) / noise)
+
+    def lines(self, found: Results) -> Iterator[Line]:
+        of = lambda part, arm, measure: found.of(part, arm, measure)
+        share = lambda new, old: new / max(old, 1e-9)
+        if kept := between(of(VOWELS, GATE, "accuracy"), of(VOWELS, NO_GATE, "accuracy"), share):
+            yield Line("vowels: accuracy, share of that without a gate", 0.95, True, kept)
+        if hit := of(VOWELS, GATE, "vowels among deleted"):
+            yield Line("vowels: share of them among what the gate deletes", 0.8, True, hit)
+        if fails := between(of(VOWELS, RANDOM, "accuracy"), of(VOWELS, NO_GATE, "accuracy"), share):
+            yield Line("vowels: random deletion, share of the accuracy without", 0.5, False, fails)
+        half = _percent(0.5)
+        if more := between(of(TEXT, half, "bits per byte"), of(TEXT, NO_GATE, "bits per byte"), lambda a, b: a / b - 1):
+            yield Line("text: 50 % deleted, rise of bits per byte", 0.03, False, more)
+        if rate := of(TEXT, half, "deleted"):
+            yield Line("text: 50 % asked for, share deleted", 0.45, True, rate)
+        if faster := of(TEXT, half, "time of reading"):
+            yield Line("text: 50 % deleted, time of reading against all", 0.9, False, faster)
+
+    def columns(self, found: Results, part: str) -> dict[str, Callable[[str], dict[int, float]]]:
+        of = lambda measure: lambda label: found.of(part, label, measure)
+        own = ("accuracy", "vowels among deleted") if part == VOWELS else ()
+        return {name: of(name) for name in ("bits per byte", "deleted", "time of reading", *own)}
+
+    def panels(self, found: Results) -> Panels:
+        out: Panels = {}
+        for part, measure in ((TEXT, "bits per byte"), (VOWELS, "accuracy"), (TEXT, "time of reading")):
+            for arm in (arm for arm in self.arms() if arm.part == part):
+                x, y = found.of(part, arm.label, "deleted"), found.of(part, arm.label, measure)
+                if y:
+                    panels.add(out, f"{part}: {measure}", arm.label, [(float(np.median(list(x.values()))), y)])
+        return out
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:g} %"
+
+
+def _steps(trainer: Trainer, controller: RateController | None, start: Controlled, batches: Any) -> Any:
+    """Training steps, each with the price of a kept token that the one before led to."""
+
+    def step(at: Controlled, batch: Any) -> tuple[Controlled, Any]:
+        if controller is None:
+            run, metrics = trainer.step(at.run, batch)
+            return Controlled(run, at.control, at.alpha), metrics
+        rows = len(batch["source"])
+        run, metrics = trainer.step(at.run, {**batch, "alpha": jnp.full((rows,), at.alpha)})
+        return Controlled(run, *controller(at.control, metrics["deleted"])), metrics
+
+    return jax.lax.scan(step, start, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _kept(spec: EncoderDecoderSpec, params: Params, source: jax.Array) -> jax.Array:
+    assert spec.gate is not None
+    gate = encode(spec, params, source, delete="soft").gate
+    assert gate is not None
+    return spec.gate.keeps(gate)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    model: Transducer, capacity: int | None, params: Params, batch: Mapping[str, jax.Array], keep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Nats of the targets, and rows of which every target is the model's choice; capacity None deletes nothing."""
+    if model.spec.gate is None or capacity is None:
+        encoded = encode(model.spec, params, batch["source"], delete="none")
+    else:
+        encoded = hard(model.spec, params, batch["source"], capacity, keep)
+    logits = model(params, batch["tokens"], encoded=encoded, segment_ids=batch["segment_ids"]).logits
+    assert logits is not None
+    picked = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    nats = jnp.sum(batch["weights"] * (jax.nn.logsumexp(logits, -1) - picked))
+    wrong = (jnp.argmax(logits, -1) != batch["targets"]) & (batch["weights"] > 0)
+    return nats, jnp.sum(~wrong.any(1))
+
+
+def _time(model: Transducer, capacity: int | None, params: Params, batch: Any, keep: Any) -> float:
+    """Seconds of the thread that waits, after a call that compiles."""
+    jax.block_until_ready(_score(model, capacity, params, batch, keep))
+    began = time.perf_counter()
+    jax.block_until_ready(_score(model, capacity, params, batch, keep))
+    return time.perf_counter() - began
