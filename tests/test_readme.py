@@ -1,45 +1,60 @@
-"""The README's Python runs as it stands."""
+"""The README's Python runs as it stands, and pages say what committed results say."""
 
+import json
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
+from experiments import results_page
+from jaxlm.core.errors import ConfigError
+
 README = Path(__file__).parent.parent / "README.md"
 
 
-TABLES = (
-    "length_generalization/demo/table.txt",
-    "length_generalization/study/table.txt",
-    "long_context_retrieval/study/table.txt",
-    "context_extension/study/table.txt",
-    "growing_context/table.txt",
-    "rotary_precision/table.txt",
-    "families/table.txt",
-    "benchmark/attention.txt",
-    "benchmark/decode.txt",
-    "benchmark/recurrence.txt",
-    "benchmark/train_step.txt",
-)
+ROOT = README.parent
+STUDIES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "results").rglob("table.txt"))
+NOT_SHOWN = {"results/cache_edit/study/table.txt", "results/train_lm/smoke/table.txt"}  # linked, or told in words
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_the_tables_are_those_of_the_committed_results(table):
-    text = (README.parent / "results" / table).read_text(encoding="utf-8")
-    assert text.strip() in README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", results_page.pages(ROOT), ids=lambda path: path.name)
+def test_a_page_says_what_its_results_say(page):
+    """As `python -m experiments.results_page` writes it."""
+    assert results_page.refreshed(page, ROOT) == page.read_text(encoding="utf-8")
 
 
-PAGES = ("state_space", "tokenization")  # each with what every study of the folder of its name found
-STUDIES = [table for page in PAGES for table in sorted((README.parent / "results" / page).glob("*/table.txt"))]
+@pytest.mark.parametrize("table", STUDIES)
+def test_every_study_is_on_a_page(table):
+    text = "".join(page.read_text(encoding="utf-8") for page in results_page.pages(ROOT))
+    folder = table.removesuffix("/table.txt")
+    marks = (f"<!-- found: {folder} -->", f"<!-- table: {table} -->")
+    assert any(mark in text for mark in marks) or table in NOT_SHOWN
 
 
-@pytest.mark.parametrize("table", STUDIES, ids=lambda path: path.parent.name)
-def test_a_page_has_what_every_study_found(table):
-    lines = table.read_text(encoding="utf-8").split("\n\n")[1]
-    assert lines.startswith("line ")
-    page = README.parent / "docs" / f"{table.parent.parent.name}.md"
-    assert lines in page.read_text(encoding="utf-8")
+def test_marks_are_refreshed(tmp_path):
+    study = tmp_path / "results" / "one"
+    study.mkdir(parents=True)
+    (study / "table.txt").write_text("one: a claim\n\nline  limit\nfirst 3\n\narm  value\n", encoding="utf-8")
+    (study / "one.png").touch()
+    run = {"command": "python -m one", "commit": "0123456789", "hardware": {"cores": 2, "cpu": "CPU"}}
+    runs = [{**run, "versions": {"jax": "1"}}, {**run, "commit": "9876543210", "versions": {"jax": "2"}}]
+    (study / "provenance.json").write_text(json.dumps(runs), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(
+        "a\n<!-- found: results/one -->\nold\n<!-- end -->\nb <!-- table: results/one/table.txt -->\n<!-- end -->\n",
+        encoding="utf-8",
+    )
+    text = results_page.refreshed(page, tmp_path)
+    assert text.startswith(
+        "a\n<!-- found: results/one -->\n```\nline  limit\nfirst 3\n```\n\n![one](../results/one/one.png)"
+    )
+    assert "`python -m one`, commit 0123456 and 9876543, 2 cores (CPU), jax 2; all values in [`table.txt`]" in text
+    assert "old" not in text and text.count("first 3") == 2
+    page.write_text(text.replace("results/one/table.txt -->", "results/two.txt -->"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="the mark table: results/two.txt names nothing in"):
+        results_page.refreshed(page, tmp_path)
 
 
 def test_the_snippets_run(capsys, tmp_path, monkeypatch):

@@ -1,0 +1,86 @@
+"""Puts what committed results say into the pages that tell of them, between marks:
+
+    <!-- found: results/tokenization/markov -->      lines that passed or missed, figure, command, commit, versions
+    <!-- table: results/benchmark/decode.txt -->     a file as it stands
+    ...
+    <!-- end -->
+
+    python -m experiments.results_page               README.md and docs/*.md
+    python -m experiments.results_page --check       changes nothing, and fails where a page is not what its results say
+
+All else on a page is written by hand. A study's folder holds table.txt, provenance.json, results.csv and a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command
+from jaxlm.core.config import require
+
+FLAGS = flags.FlagValues()
+CHECK = flags.DEFINE_bool("check", False, "only say which pages would change", flag_values=FLAGS)
+ROOT = flags.DEFINE_string("root", ".", "the checkout", flag_values=FLAGS)
+
+MARKED = re.compile(r"<!-- (found|table): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = "```"
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages of a checkout."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def refreshed(page: Path, root: Path) -> str:
+    """A page's text with what its results say now. Raises `ConfigError` for a mark whose results are not there."""
+
+    def block(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        require((root / name).exists(), f"{page}: the mark {kind}: {name} names nothing in {root.resolve()}")
+        body = found(root / name, page.parent) if kind == "found" else f"{BLOCK}\n{_text(root / name)}\n{BLOCK}"
+        return f"<!-- {kind}: {name} -->\n{body}\n<!-- end -->"
+
+    return MARKED.sub(block, page.read_text(encoding="utf-8"))
+
+
+def found(folder: Path, beside: Path) -> str:
+    """What a study found, for a page in the folder ``beside``."""
+    lines = next((part for part in _text(folder / "table.txt").split("\n\n") if part.startswith("line ")), None)
+    runs = json.loads(_text(folder / "provenance.json"))
+    runs = runs if isinstance(runs, list) else [runs]
+    commits = " and ".join(dict.fromkeys(run["commit"][:7] for run in runs))
+    last = runs[-1]
+    link = lambda path: Path(os.path.relpath(path, beside)).as_posix()
+    shown = [f"{BLOCK}\n{lines or _text(folder / 'table.txt')}\n{BLOCK}"]
+    shown += [f"![{figure.stem}]({link(figure)})" for figure in sorted(folder.glob("*.png"))]
+    machine = f"{last['hardware']['cores']} cores ({last['hardware']['cpu']}), jax {last['versions']['jax']}"
+    files = " and ".join(f"[`{name}`]({link(folder / name)})" for name in ("table.txt", "results.csv"))
+    shown.append(f"`{last['command']}`, commit {commits}, {machine}; all values in {files}.")
+    return "\n\n".join(shown)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip("\n")
+
+
+def main() -> int:
+    """Rewrites the pages, or says which are not as they should be."""
+    root, changed = Path(ROOT.value), []
+    for page in pages(root):
+        text = refreshed(page, root)
+        if text != page.read_text(encoding="utf-8"):
+            changed.append(page)
+            if not CHECK.value:
+                page.write_text(text, encoding="utf-8")
+    print("\n".join(f"{page}: {'is not what its results say' if CHECK.value else 'rewritten'}" for page in changed))
+    return 1 if changed and CHECK.value else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, FLAGS, __doc__))
