@@ -2,6 +2,7 @@
 
     <!-- found: results/tokenization/markov -->      lines that passed or missed, figure, command, commit, versions
     <!-- table: results/benchmark/decode.txt -->     a file as it stands
+    <!-- methods: patcher -->                        the methods of a slot: what each is, its claim, its paper
     ...
     <!-- end -->
 
@@ -13,6 +14,8 @@ All else on a page is written by hand. A study's folder holds table.txt, provena
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -22,13 +25,15 @@ from pathlib import Path
 from absl import flags
 
 from experiments import command
+from experiments.positions_page import claim, of_the_library, sentences, table
+from jaxlm.core import registry
 from jaxlm.core.config import require
 
 FLAGS = flags.FlagValues()
 CHECK = flags.DEFINE_bool("check", False, "only say which pages would change", flag_values=FLAGS)
 ROOT = flags.DEFINE_string("root", ".", "the checkout", flag_values=FLAGS)
 
-MARKED = re.compile(r"<!-- (found|table): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (found|table|methods): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 BLOCK = "```"
 
 
@@ -42,11 +47,24 @@ def refreshed(page: Path, root: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, name = match.groups()
+        if kind == "methods":
+            return f"<!-- {kind}: {name} -->\n{methods(name)}\n<!-- end -->"
         require((root / name).exists(), f"{page}: the mark {kind}: {name} names nothing in {root.resolve()}")
         body = found(root / name, page.parent) if kind == "found" else f"{BLOCK}\n{_text(root / name)}\n{BLOCK}"
         return f"<!-- {kind}: {name} -->\n{body}\n<!-- end -->"
 
     return MARKED.sub(block, page.read_text(encoding="utf-8"))
+
+
+def methods(slot: str) -> str:
+    """A slot's methods as a table, of what stands at the head of each one's file."""
+    lines = []
+    for name, _ in of_the_library(slot):
+        kind = registry.get(slot, name)
+        doc = inspect.getdoc(importlib.import_module(kind.__module__)) or ""
+        said = [claim(doc, word) for word in ("Claimed", "Claims")]
+        lines.append([f"`{name}`", sentences(doc.partition("\n\n")[0]), next(filter(None, said), "-"), kind.paper])
+    return table(["name", "what it is", "claimed", "paper"], lines)
 
 
 def found(folder: Path, beside: Path) -> str:
