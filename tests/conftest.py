@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -26,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed; make test-all installs it"))
+
+
+gc.set_threshold(100_000, 50, 50)  # what tracing makes mostly stays; looking it over again and again costs a tenth
 
 
 UNREGISTERED = "family not registered yet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -38,13 +39,18 @@ def draw_params(specs: dict[str, Any], seed: int = 0) -> dict[str, Any]:
             value = spec.init.value + 0.3 * noise
         else:
             value = noise * (spec.fan_in_size**-0.5 if isinstance(spec.init, FanIn) else 0.5)
-        return jnp.asarray(value, jnp.float32)
+        return jnp.asarray(value.astype(np.float32))  # cast here: jax would compile a cast for each shape
 
     return map_specs(one, specs)
 
 
 def params_of(spec: ModelSpec, seed: int = 0) -> dict[str, Any]:
     return draw_params(decoder.param_specs(spec), seed)
+
+
+def layers_of(spec: ModelSpec, seed: int = 0) -> dict[str, Any]:
+    """The same, unstacked, in numpy: jax would compile a slice for each shape."""
+    return decoder.unstack(jax.device_get(params_of(spec, seed)))
 
 
 def tokens_of(batch: int, length: int, seed: int = 0) -> np.ndarray:
@@ -66,6 +72,13 @@ def count_positions(segment_ids: np.ndarray) -> np.ndarray:
 def slow(*cases: Any) -> list[Any]:
     """Cases of `pytest.mark.parametrize`, each its tuple of arguments, that only `make test-all` runs."""
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """Names for a costly law: it holds for all of them, the default suite runs it for the ``quick`` ones."""
+    known = list(names)
+    assert set(quick) <= set(known), set(quick) - set(known)
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in known]
 
 
 @functools.cache

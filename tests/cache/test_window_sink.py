@@ -16,7 +16,7 @@ from jaxlm.model import decoder
 from jaxlm.position.lm_infinite import LmInfinite
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.streaming import Streaming
-from tests.tiny import VOCABULARY, caller, close, count_positions, params_of, stream, tiny, tokens_of
+from tests.tiny import VOCABULARY, caller, close, count_positions, layers_of, params_of, stream, tiny, tokens_of
 
 SINKS, WINDOW, LENGTH = 2, 5, 24
 ROTARY = Rotary(base=50.0)
@@ -45,7 +45,7 @@ PIECES = [(1,) * LENGTH, (LENGTH,), (4, 1, 1, 4, 10, 4)]
 def model(case: str):
     position, mask, cache = CASES[case]
     spec = tiny({"position": position, "mask": mask}, repeats=2 if case == "streaming" else 1)
-    return spec, decoder.unstack(params_of(spec)), caller(spec), cache
+    return spec, layers_of(spec), caller(spec), cache
 
 
 @every

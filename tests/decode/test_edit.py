@@ -20,7 +20,7 @@ from jaxlm.position.lm_infinite import LmInfinite
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.self_extend import SelfExtend
 from jaxlm.position.streaming import Streaming
-from tests.tiny import VOCABULARY, caller, close, params_of, tiny, tokens_of
+from tests.tiny import VOCABULARY, caller, close, layers_of, tiny, tokens_of
 
 LENGTH, ROOM = 14, 24
 TEXT, NEW = tokens_of(2, LENGTH), tokens_of(2, 3, seed=1)
@@ -48,7 +48,7 @@ EDITS = [(5, 0, 3), (LENGTH, 0, 3), (0, 3, 2), (4, 5, 0), (LENGTH - 2, 2, 0), (2
 def build(encoding="rotary", repeats=1):
     """A model by the name of its encoding, its parameters, and a jitted call."""
     spec = tiny({"position": ENCODINGS.get(encoding, encoding)}, {"ffn": None}, repeats=repeats)
-    return jaxlm.LanguageModel(spec), decoder.unstack(params_of(spec)), caller(spec)
+    return jaxlm.LanguageModel(spec), layers_of(spec), caller(spec)
 
 
 def cached(encoding="rotary", repeats=1, rotated=True, segments=None):
@@ -201,7 +201,7 @@ def test_bad_edits(edit, match):
 def test_models_that_cannot_be_edited(position, cache, match):
     mask = "causal" if cache == "full" else Window(8)
     spec = tiny({"position": position, "mask": mask}, {"ffn": None}, repeats=1)
-    model, params = jaxlm.LanguageModel(spec), decoder.unstack(params_of(spec))
+    model, params = jaxlm.LanguageModel(spec), layers_of(spec)
     state = caller(spec)(params, TEXT, None, None, jaxlm.init_state(model, 2, ROOM, cache))[1]
     with pytest.raises(ConfigError, match=match) as caught:
         edit_cache(model, params, state, 3, 1)

@@ -13,7 +13,7 @@ import jaxlm
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode import loop
 from jaxlm.decode.processor import Processor
-from tests.tiny import params_of
+from tests.tiny import mostly_slow, params_of
 
 VOCAB, NEW = 23, 6
 PROMPT = np.random.default_rng(0).integers(0, VOCAB, (3, 7))
@@ -38,7 +38,10 @@ def naive(model, params, prompt, lengths, new, positions=None):
     return np.stack([row[n : n + new] for row, n in zip(tokens, lengths, strict=True)])
 
 
-@pytest.mark.parametrize("position", jaxlm.list("position"))
+QUICK = "none", "learned", "rotary", "alibi", "t5_bias", "randomized", "forgetting", "streaming"
+
+
+@pytest.mark.parametrize("position", mostly_slow(jaxlm.list("position"), *QUICK))
 def test_equals_full_passes(position):
     model, params = build(position, repeats=2 if position == "rotary" else 1)
     key, size = jax.random.key(5), PROMPT.shape[1] + NEW

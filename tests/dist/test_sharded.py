@@ -18,12 +18,17 @@ from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.step import Trainer
 from tests.dist.runs import OPTIMIZER, STEPS, VOCABULARY, assert_close, batch, mesh_of, run, trainer, whole
+from tests.tiny import mostly_slow
 
 # data x fsdp x tensor, microbatches; the last takes 4 of the 8 devices.
 MESHES = [("8x1x1", 1), ("1x8x1", 1), ("2x2x2", 2), ("1x2x4", 1), ("1x1x4", 4)]
 
 
-@pytest.fixture(scope="module", params=MESHES, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(p, marks=() if p[0] in ("8x1x1", "2x2x2") else pytest.mark.slow) for p in MESHES],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def sharded(request, first):
     """(mesh, run on it): half of the batches packed and half padded, one to four microbatches."""
     train = trainer(mesh_of(request.param[0]), accumulate=request.param[1])
@@ -87,7 +92,9 @@ def test_dropout_draws_what_one_device_draws():
     np.testing.assert_array_equal(jax.jit(dropped)(x), expected)
 
 
-@pytest.mark.parametrize("position", registry.methods("position"))
+@pytest.mark.parametrize(
+    "position", mostly_slow(registry.methods("position"), "none", "rotary", "alibi", "t5_bias", "fire", "forgetting")
+)
 def test_every_position_encoding_gives_what_one_device_gives(position):
     block = Block(mixer=Attention(heads=4, position=position), ffn=None)
     model = Decoder(ModelSpec(vocab_size=VOCABULARY, width=32, layers=(Group((block,)),), remat="none"))

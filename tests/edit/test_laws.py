@@ -19,7 +19,7 @@ from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
-from tests.tiny import VOCABULARY, caller, close, jit, params_of, stream, tokens_of
+from tests.tiny import VOCABULARY, caller, close, jit, layers_of, params_of, stream, tokens_of
 
 PERIOD, MARK = 4, VOCABULARY - 1
 CASES = {"landmark": {"period": PERIOD, "token": -1}}
@@ -56,7 +56,7 @@ def test_survives_json(name: str) -> None:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_full_pass_is_pieces_is_single_steps(name: str, mixer: str) -> None:
     spec = spec_of(name, mixer)
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     for segments, real in [(SEGMENTS, REAL), (None, np.ones_like(REAL))]:
         full = np.asarray(call(params, TOKENS, segments)[0])
         for pieces in [(5, 1, 1, 5), (1,) * LENGTH, (LENGTH,)]:
@@ -66,7 +66,7 @@ def test_full_pass_is_pieces_is_single_steps(name: str, mixer: str) -> None:
 @every
 def test_plain_positions_given_are_plain_positions(name: str) -> None:
     spec = spec_of(name)
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), TOKENS.shape)
     full = call(params, TOKENS)[0]
     close(call(params, TOKENS, None, positions)[0], full)

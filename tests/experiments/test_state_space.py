@@ -42,7 +42,7 @@ from jaxlm.ops.segments import rows_of
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from tests.conftest import ROOT
-from tests.tiny import draw_params, jit, params_of
+from tests.tiny import draw_params, jit, mostly_slow, params_of
 
 PAIRS = Mqar(row_size=12, values=10, train_lengths=(2, 2), eval_lengths=(3, 3))
 
@@ -108,7 +108,7 @@ SMALL = {
 }  # arms of each study's smoke preset that are enough to run it
 
 
-@pytest.mark.parametrize("name", WHAT)
+@pytest.mark.parametrize("name", mostly_slow(WHAT, "recall", "verbatim", "long_range"))
 def test_every_study_runs_small(name, tmp_path):
     """Its reader gives what its table prints, from the saved rows alone."""
     config = get_config(f"{name}_smoke")

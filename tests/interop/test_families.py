@@ -27,7 +27,7 @@ from jaxlm.model import decoder
 from jaxlm.model.spec import mixers_of
 from tests.interop.architectures import CASES, generates
 from tests.interop.pair_cases import PAIRS
-from tests.tiny import caller, close, jit, stream
+from tests.tiny import caller, close, jit, mostly_slow, stream
 
 DATA = Path(__file__).resolve().parent / "data"
 TOLERANCE = 1e-4
@@ -114,7 +114,10 @@ def recurs(name: str) -> bool:
     return any(isinstance(mixer, Recurrent) for block in blocks for mixer in mixers_of(block.mixer))
 
 
-@pytest.mark.parametrize("name", sorted(name for name in CASES if recurs(name)))
+PIECES = "bamba_biases", "falcon_mamba_biases", "jamba_dense", "mamba2", "recurrent_gemma_biases", "rwkv_rescaled"
+
+
+@pytest.mark.parametrize("name", mostly_slow(sorted(name for name in CASES if recurs(name)), *PIECES))
 def test_recurrent_models_in_pieces(name):
     """Pieces of several tokens, then single steps, are the full pass, whose logits transformers recorded.
 

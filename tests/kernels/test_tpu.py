@@ -156,6 +156,7 @@ def ids(length: int) -> np.ndarray:
     [Window(40), Causal() & Segments(ids(128)), Causal() & Blocks(32, np.zeros((1, 4, 4, 2), np.int32) + [0, 3])],
     ids=["window", "documents", "lists by head"],
 )
+@pytest.mark.slow
 def test_no_races(mask: Mask) -> None:
     """Forward and backward with copies that happen as late as they may; the values must be right too."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -172,6 +173,7 @@ def test_no_races(mask: Mask) -> None:
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_no_races_of_landmark_attention() -> None:
     q, k, v = (jax.random.normal(key, (1, 256, 1, 16)) for key in jax.random.split(jax.random.key(0), 3))
 

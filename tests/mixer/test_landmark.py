@@ -10,7 +10,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.mixer.landmark import LandmarkAttention
 from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
-from tests.tiny import VOCABULARY, caller, close, params_of, stream, tiny, tokens_of
+from tests.tiny import VOCABULARY, caller, close, layers_of, params_of, stream, tiny, tokens_of
 
 LENGTH = 14
 SEGMENTS = np.asarray([[1] * 14, [0] * 3 + [1] * 11, [1] * 4 + [0] * 2 + [1] * 8, [1] * 5 + [2] * 8 + [0]], np.int32)
@@ -30,7 +30,7 @@ def memory(blocks: int, positions: str = "stingy") -> dict:
 @pytest.mark.parametrize("more", [{}, {"qk_norm": "rms", "qk_norm_rotated": True, "soft_cap": 2.0, "scale": 0.6}])
 def test_reading_every_block_is_the_full_pass(more) -> None:
     spec = spec_of(**more)
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     full = np.asarray(call(params, TOKENS, SEGMENTS)[0])
     for positions in ("stingy", "original"):
         for pieces in [(5, 1, 8), (LENGTH,)]:
@@ -40,7 +40,7 @@ def test_reading_every_block_is_the_full_pass(more) -> None:
 
 def test_reading_few_blocks_is_the_same_in_pieces_and_steps() -> None:
     spec = spec_of()
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     whole = stream(spec, call, params, TOKENS, (LENGTH,), SEGMENTS, cache=memory(1))
     for pieces in [(5, 1, 8), (1,) * LENGTH]:
         close(stream(spec, call, params, TOKENS, pieces, SEGMENTS, cache=memory(1))[REAL], whole[REAL])
@@ -61,7 +61,7 @@ def test_generation_reads_the_memory_and_grows_it() -> None:
 def test_a_memory_on_the_host_is_the_same_memory() -> None:
     """A CPU has but one memory, and says so; what is written and read there goes by rows of a table all the same."""
     spec = spec_of()
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     apart = {"name": "landmark", "args": {"blocks": 1, "offload": True}}
     with pytest.warns(UserWarning, match="offload does nothing on a CPU"):
         out = stream(spec, call, params, TOKENS, (5, 1, 8), SEGMENTS, cache=apart)

@@ -22,7 +22,7 @@ from jaxlm.mixer.recurrent import Recurrent
 from jaxlm.model import decoder
 from jaxlm.model.describe import parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
-from tests.tiny import VOCABULARY, caller, close, draw_params, jit, params_of, stream, tokens_of
+from tests.tiny import VOCABULARY, caller, close, draw_params, jit, layers_of, stream, tokens_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +150,13 @@ def over(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{len(case.args)}")
 
 
-def costly_over(cases: list[Case]) -> Any:
-    """The same, but of each name only the first case is in the default suite: laws that compile gradients twice."""
+def costly_over(cases: list[Case], *quick: str) -> Any:
+    """The same, but in the default suite is only the first case of each name, or of the ``quick`` ones: laws that
+    compile gradients, or for eight devices."""
     first = {case.name: case for case in reversed(cases)}
-    marked: list[Any] = [x if x is first[x.name] else pytest.param(x, marks=pytest.mark.slow) for x in cases]
+    assert set(quick) <= set(first)
+    first = {name: case for name, case in first.items() if not quick or name in quick}
+    marked: list[Any] = [x if x is first.get(x.name) else pytest.param(x, marks=pytest.mark.slow) for x in cases]
     return over(marked)
 
 
@@ -192,7 +195,7 @@ def make_spec(case: Case, **more: Any) -> ModelSpec:
 @functools.cache
 def _model(index: int):
     spec = make_spec(CASES[index])
-    return spec, decoder.unstack(params_of(spec)), caller(spec)
+    return spec, layers_of(spec), caller(spec)
 
 
 def model(case: Case):
@@ -280,7 +283,9 @@ def test_gradients_equal_the_reference(case):
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(slow))
 
 
-@costly_over(CASES)
+@costly_over(
+    CASES, "attention", "gla", "delta_net", "lstm", "s4d", "mla", "landmark", "longformer", "rg_lru", "parallel"
+)
 def test_eight_devices_give_what_one_gives(case):
     """Output and gradients of the layer on data x tensor."""
     spec, params, _ = model(case)
@@ -315,7 +320,7 @@ def test_what_looks_ahead_says_so(case):
     assert np.abs(after - logits(case))[:, :5].max() > 1e-2
 
 
-@costly_over(RECURRENT)
+@costly_over(RECURRENT, "linear_attention", "gla", "delta_net", "lstm", "s4d", "mamba", "rg_lru", "rwkv6")
 def test_gradients_go_through_states(case):
     """In two pieces, the second from the state after the first: as in one; and the initial state has gradients too."""
     spec, params, _ = model(case)

@@ -23,7 +23,7 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
-from tests.tiny import caller, close, jit, params_of, stream
+from tests.tiny import caller, close, jit, layers_of, params_of, stream
 
 WIDTH, LOCAL, VOCABULARY = 24, 16, 257
 
@@ -80,7 +80,7 @@ def spec_of(name: str, **more: Any) -> ModelSpec:
 @functools.cache
 def model(name: str) -> tuple[ModelSpec, Any, Any]:
     spec = spec_of(name)
-    return spec, decoder.unstack(params_of(spec)), caller(spec)
+    return spec, layers_of(spec), caller(spec)
 
 
 def logits(name: str, tokens: Any = TOKENS, segments: Any = SEGMENTS) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_layers_of_several_kinds_of_state() -> None:
     second = {"name": "mamba2", "args": {"state": 4, "head_dim": 8, "chunk": 4}}
     mixer = {"name": "parallel", "args": {"first": {"name": "attention", "args": {"heads": 2}}, "second": second}}
     spec = dataclasses.replace(spec_of("space_byte"), layers=(Group((Block(mixer=mixer, ffn=None),)),))
-    params, call = decoder.unstack(params_of(spec)), caller(spec)
+    params, call = layers_of(spec), caller(spec)
     full = np.asarray(call(params, TOKENS, SEGMENTS)[0])
     close(stream(spec, call, params, TOKENS, (5, 1, 1, 5), SEGMENTS)[REAL], full[REAL])
 
