@@ -72,7 +72,13 @@ def edited(tokens, at, delete, insert):
 
 
 @pytest.mark.parametrize(
-    "encoding, rotated", [(name, flag) for name in ENCODINGS for flag in (True, False) if flag or name in TURNED]
+    "encoding, rotated",
+    [
+        pytest.param(name, flag, marks=() if name in ("rotary", "none", "cope", "self_extend") else pytest.mark.slow)
+        for name in ENCODINGS
+        for flag in (True, False)
+        if flag or name in TURNED
+    ],
 )
 def test_one_layer_has_read_the_new_text(encoding, rotated):
     """Two edits, one after another: the new tokens, and what follows, read as in a full pass over the new text."""

@@ -71,11 +71,15 @@ def block_forward_and_backward(block: Block, mesh: jax.sharding.Mesh) -> list[tu
 SHARED = {"cope": ["f32[64,4]"], "fire": ["f32[32]", "f32[32]", "f32[]", "f32[]"]}
 # Its gate reads the input by itself, and its sums lie beside the segment of each token, so at odd places.
 POSITIONS = [name for name in registry.methods("position") if name != "forgetting"]
+QUICK = "none", "rotary", "alibi", "t5_bias", "fire", "self_extend"
 
 
 @pytest.mark.parametrize(
     ("mesh", "position", "mixer", "ffn"),
-    [("1x1x4", name, {"kv_heads": 4}, Glu(hidden=64)) for name in POSITIONS]
+    [
+        pytest.param(*("1x1x4", name, {"kv_heads": 4}, Glu(hidden=64)), marks=() if name in QUICK else pytest.mark.slow)
+        for name in POSITIONS
+    ]
     + [("1x1x8", "rotary", {"qkv_bias": True, "out_bias": True}, Mlp(hidden=64))],
     ids=[*POSITIONS, "eight-mlp-biases"],
 )

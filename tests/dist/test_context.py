@@ -17,7 +17,7 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.linear import Linear
 from jaxlm.mixer.mlstm import Mlstm
 from tests.dist.test_collectives import collectives
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params, jit, mostly_slow
 
 NAMES = [name for name in registry.methods("mixer") if issubclass(registry.get("mixer", name), (Linear, Mlstm))]
 ROWS, LENGTH, WIDTH = 2, 32, 16
@@ -52,7 +52,7 @@ def apart(a: Any, b: Any) -> float:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, "linear_attention", "gla", "delta_net", "mamba2", "mlstm"))
 def test_four_devices_give_what_one_gives(name):
     """Outputs, and gradients by parameters and input, through padding and documents that cross the pieces. To 1e-5, or
     to twice what a change of the inputs' last bits does: RWKV's gradients move by several times 1e-5."""

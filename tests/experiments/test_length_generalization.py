@@ -56,6 +56,7 @@ def test_a_row_for_each_task_position_seed_and_length(finished):
     assert {"command", "commit", "hardware", "versions", "seconds"} <= set(provenance)
 
 
+@pytest.mark.slow
 def test_tasks_and_encodings_of_other_kinds(tmp_path):
     """Abacus embeddings, coupled positions, another mixer, and a mixture beside its main task alone, under labels."""
     lengths = {"train_lengths": (1, 2), "eval_lengths": (3, 4)}
