@@ -23,7 +23,9 @@ from jaxlm.core import registry
 from jaxlm.model.spec import mixers_of
 from tests.conftest import ROOT
 from tests.interop.architectures import CASES
+from tests.interop.pair_cases import PAIRS
 from tests.interop.test_families import DATA, recorded
+from tests.interop.test_t5 import logits_of as of_pairs
 from tests.tiny import jit
 
 FOLDER = ROOT / "results" / "families"
@@ -60,16 +62,20 @@ def differences() -> tuple[dict[str, dict[str, float]], Used, Used]:
     out: dict[str, dict[str, float]] = {name: {} for name in registry.methods("family")}
     used: dict[str, set[str]] = {name: set() for name in out}
     mixed: dict[str, set[str]] = {name: set() for name in out}
-    for name in CASES:
+    for name in (*CASES, *PAIRS):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model, params = jaxlm.load_hf(DATA / name)
         expected = recorded(name)
-        call = jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
-        logits = np.asarray(call(params, expected["input_ids"]))
+        if name in PAIRS:
+            logits = of_pairs(model, params, expected)[:, : expected["logits"].shape[1]]
+        else:
+            call = jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
+            logits = np.asarray(call(params, expected["input_ids"]))
         kind = json.loads((DATA / name / "config.json").read_text())["model_type"]
-        used[kind] |= encodings(model.spec)
-        mixed[kind] |= mixers(model.spec)
+        for spec in model.pure.stacks.values():
+            used[kind] |= encodings(spec)
+            mixed[kind] |= mixers(spec)
         out[kind][name] = float(np.abs(logits - expected["logits"]).max())
         print(f"{name:<24} {out[kind][name]:.1e}", file=sys.stderr, flush=True)
     in_order = lambda found: {name: sorted(names) for name, names in sorted(found.items())}
