@@ -82,13 +82,35 @@ FIELDS = {field.name for field in dataclasses.fields(Block)}
 
 
 def group(blocks: Sequence[Block]) -> tuple[Group, ...]:
-    """The shortest pattern that repeats, scanned; what is left over is a group of its own."""
-    depth = len(blocks)
-    period = next(p for p in range(1, depth + 1) if all(blocks[i] == blocks[i % p] for i in range(depth)))
-    groups = [Group(tuple(blocks[:period]), depth // period)]
-    if depth % period:
-        groups.append(Group(tuple(blocks[depth - depth % period :]), 1))
-    return tuple(groups)
+    """The layers as scanned groups, with the fewest blocks to compile, in the fewest groups.
+
+    Layers that begin or end otherwise than the rest (ModernBERT's first, the dense ones before experts) are groups of
+    their own.
+    """
+    kinds = {block: i for i, block in enumerate(dict.fromkeys(blocks))}
+    row = [kinds[block] for block in blocks]
+    # Of the first ``stop`` layers: (blocks, groups), and where the last group begins and its period.
+    best: list[tuple[tuple[int, int], int, int]] = [((0, 0), 0, 0)]
+    for stop in range(1, len(row) + 1):
+        found = []
+        for start in range(stop):
+            period = _period(row[start:stop])
+            (cost, count), *_ = best[start]
+            found.append(((cost + period, count + 1), -start, period))
+        cost, start, period = min(found)
+        best.append((cost, -start, period))
+    groups, stop = [], len(row)
+    while stop:
+        _, start, period = best[stop]
+        groups.append(Group(tuple(blocks[start : start + period]), (stop - start) // period))
+        stop = start
+    return tuple(reversed(groups))
+
+
+def _period(row: list[int]) -> int:
+    """The least length that the whole row is a repetition of."""
+    size = len(row)
+    return next(p for p in range(1, size + 1) if size % p == 0 and row[p:] == row[: size - p])
 
 
 class Part(Protocol):

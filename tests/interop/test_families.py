@@ -272,12 +272,17 @@ def test_a_model_that_nobody_can_say(tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_groups_are_the_shortest_repeating_pattern():
-    a, b = jaxlm.Block(), jaxlm.Block(ffn="glu")
+def test_groups_have_the_fewest_blocks():
+    a, b, c = jaxlm.Block(), jaxlm.Block(ffn="glu"), jaxlm.Block(ffn=None)
     shapes = lambda blocks: [(len(g.pattern), g.repeats) for g in group(blocks)]
     assert shapes([a] * 5) == [(1, 5)]
     assert shapes([a, a, b] * 2 + [a]) == [(3, 2), (1, 1)]
-    assert shapes([a, b, b, b]) == [(4, 1)]
+    assert shapes([a, b, b, b]) == [(1, 1), (1, 3)]
+    assert shapes([a, b, c]) == [(3, 1)]
+    assert shapes([a] + [b, b, c] * 7) == [(1, 1), (3, 7)]  # ModernBERT-base
+    assert shapes([a] * 3 + [b] * 58) == [(1, 3), (1, 58)]  # dense layers before experts
+    for blocks in ([a, a, b] * 2 + [a], [a] + [b, b, c] * 7, [c, a, c, a, b, b, b, c]):
+        assert [block for g in group(blocks) for _ in range(g.repeats) for block in g.pattern] == blocks
 
 
 def in_version_4(settings: dict) -> dict:
