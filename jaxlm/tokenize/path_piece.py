@@ -15,7 +15,7 @@ dropped, round by round. A piece that a shortest path uses from s to e costs the
     min over wider pieces [i, j] of   fewest(i) + 1 + rest(j)      - shortest
 
 each occurrence by itself (the paper's estimate). Claimed: fewer tokens do not make a better model.
-0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 1.7, encoding 0.25.
+0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 1.4, encoding 0.25.
 """
 
 from __future__ import annotations

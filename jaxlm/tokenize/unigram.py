@@ -10,8 +10,8 @@ expectation maximisation (expected counts by the forward-backward sums, p = coun
 loss would lower the likelihood the least are dropped, where a dropped piece hands its count to its own best
 segmentation (as in SentencePiece). Single characters stay, but for the rarest, which are spelt in bytes.
 Sampling draws from the exact distribution by forward filtering and backward sampling.
-0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 6, encoding 0.25. A model
-of sentencepiece's own is encoded here into as many tokens, in eight times the time that the library takes.
+0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 7, encoding 0.25. A model
+of sentencepiece's own is encoded here into as many tokens, in seven times the time that the library takes.
 """
 
 from __future__ import annotations

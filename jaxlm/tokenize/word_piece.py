@@ -15,7 +15,7 @@ of all of them:
 
 ``ratio`` prefers pairs that are never seen apart, however rare, and so needs ``least``; with it few pieces are common
 words. Where BERT gives up a word that it cannot spell for ``[UNK]``, the bytes that no piece covers are spelt here.
-0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 0.8 (ratio), 1.6 (count) or 3 (likelihood),
+0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 ids in 0.6 (ratio), 1.5 (count) or 2.4 (likelihood),
 encoding 0.1.
 """
 
