@@ -13,7 +13,8 @@ are two tokens of which only one is ever made (`unreachable`). Without splitting
 encoding leaves the encoding of the shorter text; rules that look ahead (``gpt2``) break that at the ends of pieces.
 
 0.5 MB of code, CPU-seconds (results/benchmark/tokenize.txt): 4096 merges are learned in 0.7 split at spaces, and in 0.2
-to 0.4 by ``gpt2``, about twice what tokenizers takes; encoding 0.2 to 0.3, as tokenizers, four times what tiktoken takes.
+to 0.4 by ``gpt2``, about twice what tokenizers takes; encoding takes 0.2 to 0.3, as tokenizers, four times what
+tiktoken takes.
 """
 
 from __future__ import annotations
