@@ -312,7 +312,7 @@ def _look_up(spec: ModelSpec, table: jax.Array, tokens: jax.Array) -> jax.Array:
     """The rows of ``tokens`` [B, L], NaN for ids outside the vocabulary."""
 
     def rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        return table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return jnp.asarray(table).at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
     if table.ndim == 2:
         # Whole rows per device: looked up in pieces of D, the tokens of all devices would have to meet.
@@ -394,7 +394,8 @@ def begin(
         x = inputs.astype(dtype)
     if spec.token_types:
         types = jnp.zeros((1, 1), jnp.int32) if token_types is None else token_types
-        added = params["embed"]["types"].at[types].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        kinds = jnp.asarray(params["embed"]["types"])
+        added = kinds.at[types].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         x = x + added.astype(dtype)
     shared, carried, looked_up = {}, {}, False
     for name, (encoding, dims) in position_encodings(spec).items():

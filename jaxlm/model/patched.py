@@ -372,7 +372,7 @@ def _places_of_real(segment_ids: jax.Array) -> jax.Array:
 
 
 def _embedded(spec: ModelSpec, params: Params, tokens: jax.Array) -> jax.Array:
-    table = dist.constrain(params["embed"]["table"], ("vocab", None))
+    table = dist.constrain(jnp.asarray(params["embed"]["table"]), ("vocab", None))
     x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(spec.dtype)
     return x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
 

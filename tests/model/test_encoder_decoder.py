@@ -211,7 +211,7 @@ def test_eight_devices_give_what_one_gives():
                 out = forward(spec, params, source, tokens, source_segments=segments)
             return jnp.sin(out.logits).sum(), out.logits
 
-        return jit(jax.grad(loss, has_aux=True))(params)
+        return jax.block_until_ready(jit(jax.grad(loss, has_aux=True))(params))  # one mesh at a time
 
     placed = map_specs(lambda _, s: dist.sharding(mesh, s.full_axes, s.full_shape), param_specs(spec))
     close(run(mesh, jax.device_put(params, placed)), run(None, params), 2e-5)
