@@ -199,7 +199,7 @@ def test_the_module_is_the_function():
     close(out.logits, jaxlm.unembed(model, params, out.hidden))
 
 
-@pytest.mark.slow  # two of eight runs of this file's process were killed in it, by what is not known yet
+@pytest.mark.slow  # a process died in it once, and once in this file or the patchers', of what is not known yet
 def test_eight_devices_give_what_one_gives():
     """Logits and gradients on data x fsdp x tensor."""
     spec, params, _ = calls("grouped")

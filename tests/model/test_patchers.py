@@ -23,7 +23,7 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
-from tests.tiny import caller, close, jit, layers_of, params_of, stream
+from tests.tiny import caller, close, jit, layers_of, mostly_slow, params_of, stream
 
 WIDTH, LOCAL, VOCABULARY = 24, 16, 257
 
@@ -55,9 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 NEVER_TRAINED = {"patcher/entropies"}
 
 every = pytest.mark.parametrize("name", CASES)
-costly = pytest.mark.parametrize(
-    "name", [x if x == "hierarchical" else pytest.param(x, marks=pytest.mark.slow) for x in CASES]
-)
+costly = pytest.mark.parametrize("name", mostly_slow(CASES, "hierarchical"))
 
 # A whole row, padding on the left, padding in mid-stream, packed.
 LENGTH = 12
@@ -221,11 +219,12 @@ def test_the_models_layers_rest_where_no_patch_is_complete(name: str) -> None:
     assert seen == {True, False}
 
 
-@costly
+@pytest.mark.parametrize("name", mostly_slow((x for x in CASES if x != "fixed_stride"), "hierarchical"))
 def test_patches_without_room_are_counted(name: str) -> None:
-    """Eagerly an error with the count; within a jit, the bytes before stand, those after go on, and steps do alike."""
-    if name == "fixed_stride":
-        pytest.skip("has room for all its patches by construction")
+    """Eagerly an error with the count; within a jit, the bytes before stand, those after go on, and steps do alike.
+
+    Of all but ``fixed_stride``, which has room for all.
+    """
     spec, params, _ = model(name)
     longest = CASES[name].get("max_bytes", 5)
     tight = spec_of(name, patches_per_byte=1 / longest, **({"ratio": 5.0} if name == "routing" else {}))
