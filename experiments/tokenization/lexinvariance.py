@@ -31,8 +31,9 @@ from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.data.pack import TokenStream
 from jaxlm.eval.deciphering import Decipherer, accuracy
-from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
+from jaxlm.model.inputs import begin
+from jaxlm.model.layers import apply_layers
 from jaxlm.objective.lexinvariant import Lexinvariant
 from jaxlm.objective.next_token import NextToken
 from jaxlm.ops.drawn_table import row_keys, with_tables
@@ -231,8 +232,8 @@ def _drawn(params: Params, key: tuple[int, int], start: int, number: int) -> Par
 
 @jax.jit(static_argnums=(0, 3))
 def _after(model: Decoder, params: Params, rows: jax.Array, depth: int) -> jax.Array:
-    x, ctx, _ = decoder.begin(model.spec, params, rows)
-    return decoder.apply_layers(model.spec, params, x, ctx, layers=(0, depth))[0]
+    x, ctx, _ = begin(model.spec, params, rows)
+    return apply_layers(model.spec, params, x, ctx, layers=(0, depth))[0]
 
 
 def _states(model: Decoder, params: Params, rows: NDArray, depth: int, key: tuple[int, int]) -> NDArray[np.float32]:

@@ -6,8 +6,8 @@ Paper: Vaswani et al. 2017; T5 (Raffel et al. 2020), ByT5 (Xue et al. 2022), MrT
     model = EncoderDecoder(EncoderDecoderSpec(encoder, decoder))
     out = model.apply({"params": params}, source, tokens, source_segments=...)
 
-Parameters are ``encoder/...``, ``decoder/...`` (each as in `jaxlm.model.decoder`) and ``gate/...``. A shared embedding
-lives with the decoder.
+Parameters are ``encoder/...``, ``decoder/...`` (each as in `jaxlm.model.declaration`) and ``gate/...``. A shared
+embedding lives with the decoder.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jaxlm.core.types import Context, Memory, Params, Specs
 from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder, Output, Prompt
 from jaxlm.model.delete_gate import DeleteGate, compact
+from jaxlm.model.inputs import Inputs, begin
 from jaxlm.model.language_model import LanguageModel, declared
 from jaxlm.model.layers import apply_layers
 from jaxlm.model.positions import plain_positions
@@ -141,10 +142,10 @@ def to_gate(
     spec: EncoderDecoderSpec, params: Params, source: jax.Array, segments: jax.Array | None = None, **options: Any
 ) -> tuple[jax.Array, Context]:
     """The hidden states [B, L, D] that the gate reads, and the context of the layers behind it; ``options`` are of
-    `jaxlm.model.decoder.begin`."""
+    `jaxlm.model.inputs.Inputs`."""
     own, gate = encoder_params(spec, params), spec.gate
     assert gate is not None
-    x, ctx, _ = decoder.begin(spec.encoder, own, source, segment_ids=segments, **options)
+    x, ctx, _ = begin(spec.encoder, own, source, Inputs(segment_ids=segments, **options))
     return apply_layers(spec.encoder, own, x, ctx, layers=(0, gate.layer))[0], ctx
 
 
@@ -168,7 +169,7 @@ def encode(
       delete: ``"soft"``, ``"hard"`` or ``"none"``; None for soft where the model has a gate.
       capacity: C, the places of what a hard deletion keeps; None for L. Fewer make the later layers cheaper.
       keep: boolean [B, L], what a hard deletion keeps in place of what the gate says.
-      options: of `jaxlm.model.decoder.begin`: positions, train, rng, ...
+      options: of `jaxlm.model.inputs.Inputs`: positions, train, rng, ...
 
     Raises:
       ConfigError: a deletion without a gate, one that leaves nothing of the whole batch (where values are known: within

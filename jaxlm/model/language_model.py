@@ -32,7 +32,7 @@ class Model(Protocol):
 
 
 class LanguageModel(nn.Module):
-    """A decoder language model as a Flax Linen module; `jaxlm.model.decoder.forward` holds the arguments' meaning.
+    """A decoder language model as a Flax Linen module; `jaxlm.model.inputs.Inputs` holds the arguments' meaning.
 
         model = jaxlm.LanguageModel(spec)
         params = jaxlm.init(model, jax.random.key(0))

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxlm import dist
 from jaxlm.cache.full import FullCache
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
@@ -33,6 +32,7 @@ from jaxlm.ffn.base import AUXILIARY_LOSS, Aux
 from jaxlm.mixer.composite import States
 from jaxlm.mixer.recurrent import RecurrentState
 from jaxlm.model import decoder
+from jaxlm.model.inputs import look_up
 from jaxlm.model.patcher.base import Answer, Patcher, Row, Slots, at
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import ModelSpec
@@ -372,8 +372,7 @@ def _places_of_real(segment_ids: jax.Array) -> jax.Array:
 
 
 def _embedded(spec: ModelSpec, params: Params, tokens: jax.Array) -> jax.Array:
-    table = dist.constrain(jnp.asarray(params["embed"]["table"]), ("vocab", None))
-    x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(spec.dtype)
+    x = look_up(spec, params["embed"]["table"], tokens).astype(spec.dtype)
     return x * spec.embed_multiplier if spec.embed_multiplier != 1 else x
 
 

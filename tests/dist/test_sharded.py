@@ -14,6 +14,7 @@ from jaxlm.core.params import ParamSpec, flatten, map_specs
 from jaxlm.mixer.attention import Attention
 from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
+from jaxlm.model.layers import dropout
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.step import Trainer
@@ -86,9 +87,9 @@ def test_dropout_draws_what_one_device_draws():
 
     def dropped(x):
         with dist.use_mesh(mesh):
-            return decoder.dropout(dist.constrain(x, ("batch", None, "mlp")), 0.5, jax.random.key(0), train=True)
+            return dropout(dist.constrain(x, ("batch", None, "mlp")), 0.5, jax.random.key(0), train=True)
 
-    expected = decoder.dropout(x, 0.5, jax.random.key(0), train=True)
+    expected = dropout(x, 0.5, jax.random.key(0), train=True)
     np.testing.assert_array_equal(jax.jit(dropped)(x), expected)
 
 

@@ -16,7 +16,7 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.model import decoder, layers
 from jaxlm.model.spec import Block
 from jaxlm.ops.activation import ACTIVATIONS
-from tests.tiny import close, draw_params, jit, params_of, tiny, tokens_of
+from tests.tiny import close, draw_params, params_of, tiny, tokens_of
 
 X = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
 CONTEXT = Context(positions=jnp.arange(5)[None])
@@ -176,7 +176,7 @@ class TestDropout:
     def logits(self, seed, train=True, unstacked=False):
         params = params_of(self.spec)
         params = decoder.unstack(params) if unstacked else params
-        run = jit(lambda p, key: decoder.forward(self.spec, p, self.tokens, train=train, rng=key).logits)
+        run = jax.jit(lambda p, key: decoder.forward(self.spec, p, self.tokens, train=train, rng=key).logits)
         return np.asarray(run(params, jax.random.key(seed)))
 
     def test_a_function_of_the_key_and_off_outside_training(self):
@@ -190,11 +190,11 @@ class TestDropout:
 
     def test_it_keeps_the_mean_and_its_rate(self):
         x = jnp.full((64, 1000), 2.0)
-        out = np.asarray(decoder.dropout(x, 0.4, jax.random.key(0), True))
+        out = np.asarray(layers.dropout(x, 0.4, jax.random.key(0), True))
         assert set(np.unique(out)) == {0.0, np.float32(2 / 0.6)}
         assert (out == 0).mean() == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / out.size))
-        assert decoder.dropout(x, 0.4, None, False) is x and decoder.dropout(x, 0.0, None, True) is x
-        low = decoder.dropout(x.astype(jnp.bfloat16), 0.4, jax.random.key(0), True)
+        assert layers.dropout(x, 0.4, None, False) is x and layers.dropout(x, 0.0, None, True) is x
+        low = layers.dropout(x.astype(jnp.bfloat16), 0.4, jax.random.key(0), True)
         assert low.dtype == jnp.bfloat16
 
     def test_training_without_a_key_is_an_error(self):

@@ -14,9 +14,11 @@ import jaxlm
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Context
 from jaxlm.model import decoder
+from jaxlm.model.layers import apply_layers
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import REMAT, Block, Group
-from tests.tiny import caller, close, count_positions, jit, params_of, stream, tiny, tokens_of
+from jaxlm.model.state import advance
+from tests.tiny import caller, close, count_positions, params_of, stream, tiny, tokens_of
 
 TOKENS = tokens_of(3, 10)
 SEGMENTS = np.asarray([[1] * 10, [0] * 3 + [1] * 7, [1] * 4 + [0] + [2] * 5], np.int32)
@@ -33,7 +35,7 @@ def rich():
 
 
 def logits(spec, params, tokens=TOKENS, **options):
-    return jit(lambda params: decoder.forward(spec, params, tokens, **options).logits)(params)
+    return jax.jit(lambda params: decoder.forward(spec, params, tokens, **options).logits)(params)
 
 
 def layers_apart(params: dict, repeats: int) -> dict:
@@ -79,7 +81,7 @@ def test_every_remat_policy_gives_the_same_gradient():
 
     def gradient(remat: str):
         spec = tiny(ROTARY, {"ffn": None}, remat=remat)
-        return jit(jax.grad(lambda p: jnp.sin(decoder.forward(spec, p, TOKENS).logits).sum()))(params)
+        return jax.jit(jax.grad(lambda p: jnp.sin(decoder.forward(spec, p, TOKENS).logits).sum()))(params)
 
     expected = gradient("none")
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
@@ -112,10 +114,10 @@ def test_plain_positions_count_across_padding_packing_and_pieces():
     np.testing.assert_array_equal(plain_positions(20, 12, jnp.asarray(segments)), expected)
     state = {"position": jnp.zeros(20, jnp.int32), "segment": jnp.zeros(20, jnp.int32)}
 
-    @jit
+    @jax.jit
     def feed(piece, state):
         positions = plain_positions(*piece.shape, piece, state)
-        return positions, decoder._advance(state, positions, piece, *piece.shape)
+        return positions, advance(state, positions, piece, *piece.shape)
 
     for start, stop in [(0, 5), (5, 6), (6, 7), (7, 12)]:
         positions, state = feed(segments[:, start:stop], state)
@@ -139,8 +141,8 @@ def test_ranges_of_layers():
     spec, params, _ = rich()
     context = Context(positions=jnp.arange(10)[None])
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 10, 16)), jnp.float32)
-    run = lambda x, layers=None: decoder.apply_layers(spec, params, x, context, layers=layers)[0]
-    whole, halves, none = jit(lambda x: (run(x), run(run(x, (0, 1)), (1, 2)), run(x, (1, 1))))(x)
+    run = lambda x, layers=None: apply_layers(spec, params, x, context, layers=layers)[0]
+    whole, halves, none = jax.jit(lambda x: (run(x), run(run(x, (0, 1)), (1, 2)), run(x, (1, 1))))(x)
     close(halves, whole)
     np.testing.assert_array_equal(none, x)
     for layers in [(0, 3), (-1, 1), (2, 1)]:
