@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gc
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -13,10 +14,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The suite compiles thousands of tiny programs: made in a hurry they cost 40 % of the time, slow as they then are.
+# To test programs compiled as users compile them, set these flags in XLA_FLAGS to 3, true and 32.
+FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    "xla_backend_optimization_level": "0",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone in 0.11, and an unknown flag ends the process
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+
 # All of this must stand in the environment before jax is imported; subprocesses of a test inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+said = os.environ.get("XLA_FLAGS", "")
+added = (f"--{name}={value}" for name, value in FLAGS.items() if name not in said)
+os.environ["XLA_FLAGS"] = " ".join([said, *added]).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

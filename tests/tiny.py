@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -81,27 +79,6 @@ def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in known]
 
 
-@functools.cache
-def _quick() -> dict[str, Any]:
-    """Those of the options below that this compiler knows; they come and go with its versions."""
-    wanted = {
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_cpu_parallel_codegen_split_count": 1,
-    }
-    program, known = jax.jit(lambda x: x).lower(0.0), {}
-    for name, value in wanted.items():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            program.compile(compiler_options={name: value})
-            known[name] = value
-    return known
-
-
-def jit(function: Any, **options: Any) -> Any:
-    """`jax.jit` that compiles in a quarter of the time to slower code, which at these sizes is the better bargain."""
-    return jax.jit(function, compiler_options=_quick(), **options)
-
-
 def caller(spec: ModelSpec, length: int | None = None) -> Any:
     """A jitted ``(params, tokens, segment_ids, positions, state) -> (logits, state)``; the last three may be None.
 
@@ -114,7 +91,7 @@ def caller(spec: ModelSpec, length: int | None = None) -> Any:
         )
         return out.logits, out.state
 
-    return jit(call)
+    return jax.jit(call)
 
 
 def stream(spec, call, params, tokens, pieces, segment_ids=None, positions=None, cache: Any = "full") -> np.ndarray:

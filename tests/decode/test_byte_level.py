@@ -18,7 +18,7 @@ from jaxlm.tokenize.base import BOS
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.covers import covers
-from tests.tiny import jit, params_of, slow, tiny
+from tests.tiny import params_of, slow, tiny
 from tests.tokenize.test_covers import byte_level as hf_byte_level
 
 TEXTS = ["the cat sat on the mat and the hat that then ate the oats " * 3, "aaaa aaab baa bab\nab a"]
@@ -33,12 +33,12 @@ def quick_compilation(monkeypatch):
 
 
 QUICK = [
-    (byte_level, "_prefill", jit(byte_tree.prefill, static_argnums=(0, 1))),
-    (byte_level, "_feed", jit(byte_tree.feed, static_argnums=0)),
-    (byte_level, "_advance", jit(byte_tree.advance, static_argnums=0)),
-    (byte_level, "_sample", jit(byte_tree.sample, static_argnums=(0, 1))),
-    (token_model, "_next", jit(token_model._next.__wrapped__, static_argnums=0)),
-    (token_model, "_own", jit(token_model._own.__wrapped__, static_argnums=0)),
+    (byte_level, "_prefill", jax.jit(byte_tree.prefill, static_argnums=(0, 1))),
+    (byte_level, "_feed", jax.jit(byte_tree.feed, static_argnums=0)),
+    (byte_level, "_advance", jax.jit(byte_tree.advance, static_argnums=0)),
+    (byte_level, "_sample", jax.jit(byte_tree.sample, static_argnums=(0, 1))),
+    (token_model, "_next", jax.jit(token_model._next.__wrapped__, static_argnums=0)),
+    (token_model, "_own", jax.jit(token_model._own.__wrapped__, static_argnums=0)),
 ]
 
 

@@ -17,7 +17,7 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.linear import Linear
 from jaxlm.mixer.mlstm import Mlstm
 from tests.dist.test_collectives import collectives
-from tests.tiny import close, draw_params, jit, mostly_slow
+from tests.tiny import close, draw_params, mostly_slow
 
 NAMES = [name for name in registry.methods("mixer") if issubclass(registry.get("mixer", name), (Linear, Mlstm))]
 ROWS, LENGTH, WIDTH = 2, 32, 16
@@ -63,7 +63,7 @@ def test_four_devices_give_what_one_gives(name):
             y = outputs(mixer, mesh, p, x, jnp.asarray(SEGMENTS))
             return jnp.sin(y).sum(), y
 
-        return jit(jax.grad(loss, (0, 1), has_aux=True))
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))
 
     one, four = run(None), run(dist.make_mesh(dist.Mesh(data=1, context=4), jax.devices()[:4]))
     (gradients, y), (moved, _) = one(p, x), one(*last_bits((p, x)))
@@ -97,6 +97,6 @@ def test_a_memory_of_xlstm_goes_from_piece_to_piece():
 
     halves, state = [], mixer.init_state(Dims(width=WIDTH), ROWS, LENGTH, jnp.float32, None)
     for first in (0, LENGTH // 2):
-        y, state = jit(half)(x[:, first : first + LENGTH // 2], state, first)
+        y, state = jax.jit(half)(x[:, first : first + LENGTH // 2], state, first)
         halves.append(y)
     close(jnp.concatenate(halves, 1), outputs(mixer, None, p, x))

@@ -13,7 +13,7 @@ from jaxlm import dist
 from jaxlm.ops.scalar_decay import scalar_decay
 from jaxlm.ops.segments import rows_of
 from tests.dist.test_collectives import collectives
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 BATCH, GROUPS, HEADS, KEYS, VALUES = 2, 2, 4, 3, 5
 
@@ -64,7 +64,7 @@ def test_pieces_on_devices_are_the_whole(name, pieces, packed):
         return jnp.sin(out).sum() + jnp.sin(final).sum(), (out, final)
 
     mesh = dist.make_mesh(dist.Mesh(data=1, context=pieces), jax.devices()[:pieces])
-    run = lambda mesh: jit(jax.grad(functools.partial(loss, mesh), (0, 1), has_aux=True))(tokens, state)
+    run = lambda mesh: jax.jit(jax.grad(functools.partial(loss, mesh), (0, 1), has_aux=True))(tokens, state)
     close(run(mesh), run(None))
 
 

@@ -19,7 +19,7 @@ from jaxlm.model import decoder
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
-from tests.tiny import VOCABULARY, caller, close, jit, layers_of, params_of, stream, tokens_of
+from tests.tiny import VOCABULARY, caller, close, layers_of, params_of, stream, tokens_of
 
 PERIOD, MARK = 4, VOCABULARY - 1
 CASES = {"landmark": {"period": PERIOD, "token": -1}}
@@ -112,7 +112,7 @@ def test_trains_and_generates_without_knowing(name: str) -> None:
     batch = {"tokens": TOKENS, "targets": np.roll(TOKENS, -1, 1), "weights": REAL.astype(np.float32)}
     batch |= {"segment_ids": SEGMENTS}
     loss = lambda params: NextToken().loss(Decoder(spec), params, batch, None)[0]
-    value, gradient = jit(jax.value_and_grad(loss))(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     logits = np.asarray(jax.nn.log_softmax(caller(spec)(params, TOKENS, SEGMENTS)[0]))
     close(value, -np.take_along_axis(logits, batch["targets"][..., None], -1)[REAL].sum())
     assert np.abs(gradient["embed"]["table"][MARK]).max() > 1e-3

@@ -16,7 +16,7 @@ from jaxlm.eval import harness as module
 from jaxlm.eval.harness import _Requests, _settings, harness
 from jaxlm.tokenize.base import BOS, EOS
 from jaxlm.tokenize.byte import ByteTokenizer
-from tests.tiny import jit, params_of, tiny
+from tests.tiny import params_of, tiny
 
 MOST = 32
 TOKENIZER = ByteTokenizer()
@@ -43,7 +43,7 @@ def lm(monkeypatch):
 @pytest.fixture(scope="module")
 def direct():
     """(log-likelihood, greedy) of the last ``count`` of some ids, from the logits of a full pass."""
-    logits_of = jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
+    logits_of = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
 
     def one(ids, count):
         inputs = np.array(ids[:-1] + [0] * (MOST + 1 - len(ids)))

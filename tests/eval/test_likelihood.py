@@ -9,7 +9,7 @@ import jaxlm
 from jaxlm.core.errors import ConfigError
 from jaxlm.eval import likelihood
 from jaxlm.eval.likelihood import bucket, loglikelihoods, rolling_windows
-from tests.tiny import VOCABULARY, jit, params_of, tiny
+from tests.tiny import VOCABULARY, params_of, tiny
 
 SPEC = tiny(mixer={"position": {"name": "learned", "args": {"size": 40}}}, repeats=1)
 MODEL, PARAMS = jaxlm.LanguageModel(SPEC), params_of(SPEC)
@@ -20,7 +20,7 @@ ROWS = [np.random.default_rng(i).integers(0, VOCABULARY, n) for i, n in enumerat
 @pytest.fixture(scope="module")
 def direct():
     """(log-probabilities, greedy) of the last tokens of one row, from all its logits; behind it any tokens."""
-    logits_of = jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
+    logits_of = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens).logits)
 
     def one(row, count):
         inputs = np.concatenate([row[:-1], np.full(41 - len(row), 5)])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from configs.context_extension import PRESETS, get_config
 from experiments import context_extension as study
-from experiments import positions_page
 from experiments import study as frame
 from experiments.context_extension_report import FILES, Row
 from experiments.extension_text import COPIES, Needle, Planted, Text
@@ -19,7 +17,6 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.pack import rows
 from jaxlm.data.text import read
 from jaxlm.tokenize.byte import ByteTokenizer
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +105,3 @@ def test_rows_come_back_from_their_file(tmp_path):
         frame.read(tmp_path, Row)
     with pytest.raises(ConfigError, match="run the study first"):
         frame.read(tmp_path / "nowhere", Row)
-
-
-def test_the_page_of_positions_is_what_would_be_written():
-    """docs/positions.md is generated, complete and true: of this registry and these results."""
-    rows = frame.read(ROOT / "results" / "context_extension" / "study", Row)
-    used = json.loads((ROOT / "results" / "families" / "results.json").read_text())["encodings"]
-    assert (ROOT / "docs" / "positions.md").read_text() == positions_page.page(rows, used)

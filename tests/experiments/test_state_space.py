@@ -42,7 +42,7 @@ from jaxlm.ops.segments import rows_of
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from tests.conftest import ROOT
-from tests.tiny import draw_params, jit, mostly_slow, params_of
+from tests.tiny import draw_params, mostly_slow, params_of
 
 PAIRS = Mqar(row_size=12, values=10, train_lengths=(2, 2), eval_lengths=(3, 3))
 
@@ -224,7 +224,7 @@ def windowed(c, b, v, decay, window: int) -> np.ndarray:
 def test_a_window_is_what_its_tokens_wrote(window, buffer):
     mixer = ForgetfulMamba2(state=3, head_dim=2, groups=2, expand=2, window=window, buffer=buffer)
     c, b, v, decay = tokens_of(2, 20, mixer)
-    y = jit(lambda c, b, v, decay: mixer.recur(c, b, v, decay, Stream(None, None, None, {}))[0])(c, b, v, decay)
+    y = jax.jit(lambda c, b, v, decay: mixer.recur(c, b, v, decay, Stream(None, None, None, {}))[0])(c, b, v, decay)
     np.testing.assert_allclose(y, windowed(c, b, v, decay, window), atol=2e-5)
 
 
@@ -248,7 +248,9 @@ def test_pieces_padding_and_documents(fields):
     mixer, dims = ForgetfulMamba2(state=4, head_dim=8, **fields), Dims(width=16)
     p = draw_params(mixer.params(dims))
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 17, 16)), jnp.float32)
-    call = jit(lambda x, ids, state=None: mixer(p, x, Context(jnp.arange(x.shape[1])[None], segment_ids=ids), state))
+    call = jax.jit(
+        lambda x, ids, state=None: mixer(p, x, Context(jnp.arange(x.shape[1])[None], segment_ids=ids), state)
+    )
     full, _ = call(x, None)
     state, parts = mixer.init_state(dims, 2, 17, jnp.float32, None), []
     for a, b in ((0, 8), (8, 9), (9, 17)):

@@ -27,7 +27,7 @@ from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from jaxlm.train.step import Trainer
 from tests.ffn.moe_cases import CASES, WIDTH, glu, loop, route
-from tests.tiny import caller, close, draw_params, jit, params_of, stream, tiny, tokens_of
+from tests.tiny import caller, close, draw_params, params_of, stream, tiny, tokens_of
 
 X = 2 * np.random.default_rng(0).standard_normal((3, 7, WIDTH)).astype(np.float32)
 SEGMENTS = np.asarray([[1] * 7, [0] * 2 + [1] * 5, [1] * 3 + [0] + [2] * 3], np.int32)
@@ -44,7 +44,7 @@ def params(name: str):
 
 
 def run(moe: Moe, p, ctx: Context = CONTEXT):
-    return jit(lambda p, x: moe(p, x, ctx))(p, X)
+    return jax.jit(lambda p, x: moe(p, x, ctx))(p, X)
 
 
 def dense(moe: Moe, p, x):
@@ -78,7 +78,8 @@ def test_equals_a_loop_over_tokens(name):
 def test_gradients_equal_the_dense_reference(name):
     """Of the input and every parameter; only a correction has none."""
     moe, p = CASES[name], params(name)
-    gradient = lambda f: jit(jax.grad(lambda p, x: (jnp.sin(f(p, x)) * REAL[..., None]).sum(), argnums=(0, 1)))(p, X)
+    loss = lambda f, p, x: (jnp.sin(f(p, x)) * REAL[..., None]).sum()
+    gradient = lambda f: jax.jit(jax.grad(lambda p, x: loss(f, p, x), argnums=(0, 1)))(p, X)
     found = gradient(lambda p, x: moe(p, x, CONTEXT)[0])
     close(found, gradient(lambda p, x: dense(moe, p, x)), 5e-6)
     for path, leaf in flatten(found[0]):
@@ -96,7 +97,7 @@ def test_room_for_all_drops_nothing(name):
             y, aux = moe(p, x, TRAINING)
             return (jnp.sin(y) * REAL[..., None]).sum() + aux[AUXILIARY_LOSS], (y, aux)
 
-        return jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(p, X)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(p, X)
 
     (gradient, (y, aux)), (want_gradient, (want, _)) = both(roomy), both(moe)
     close((y[REAL], gradient), (want[REAL], want_gradient), 5e-6)
@@ -117,7 +118,7 @@ def test_a_capacity_drops_the_late(name):
     assert aux["moe_dropped"] == pytest.approx(dropped, abs=1e-6) and dropped > 0.05
     close(run(moe, p)[0], run(CASES[name], p)[0], 1e-7)
     # A later token takes nobody's place.
-    changed = jit(lambda p, x: moe(p, x, whole)[0])(p, np.where(np.arange(7)[:, None] < 5, X, -X))
+    changed = jax.jit(lambda p, x: moe(p, x, whole)[0])(p, np.where(np.arange(7)[:, None] < 5, X, -X))
     np.testing.assert_array_equal(changed[:, :5], y[:, :5])
 
 
@@ -152,7 +153,7 @@ def test_an_even_load_has_balance_one_and_an_empty_batch_none():
     p["router"]["kernel"] = 20 * jnp.eye(WIDTH, 4)
     x = np.eye(4, WIDTH, dtype=np.float32)[None]
     ctx = Context(positions=jnp.arange(4)[None])
-    run = jit(lambda x, segments: moe(p, x, dataclasses.replace(ctx, segment_ids=segments)))
+    run = jax.jit(lambda x, segments: moe(p, x, dataclasses.replace(ctx, segment_ids=segments)))
     ones = jnp.ones((1, 4), jnp.int32)
     aux = run(x, ones)[1]
     assert aux["moe_balance"] == pytest.approx(1, abs=1e-6) and aux["moe_load"] == 1
@@ -182,14 +183,16 @@ def test_reports_are_means_over_the_layers_that_report():
     """Scanned or not, under remat or not; a model without experts reports nothing."""
     spec, tokens = whole("mixtral"), tokens_of(3, 7)
     p = params_of(spec)
-    aux = lambda spec, p: jit(lambda p: decoder.forward(spec, p, tokens, segment_ids=SEGMENTS).aux)(p)
+    aux = lambda spec, p: jax.jit(lambda p: decoder.forward(spec, p, tokens, segment_ids=SEGMENTS).aux)(p)
     scanned = aux(spec, p)
     close(aux(spec, decoder.unstack(p)), scanned, 1e-6)
     close(aux(dataclasses.replace(spec, remat="none"), p), scanned, 1e-6)
     blocks, found = [(b, q) for b, q in layers._walk(spec, p)], []
     x = p["embed"]["table"][tokens]
     for block, q in blocks:
-        one = jit(lambda q, x, block=block: decoder.apply_block(block, q, x, CONTEXT, None, rate=0.0, multiplier=1.0))
+        one = jax.jit(
+            lambda q, x, block=block: decoder.apply_block(block, q, x, CONTEXT, None, rate=0.0, multiplier=1.0)
+        )
         x, _, report = one(q, x)
         found += [report] if report else []
     close({key: (found[0][key] + found[1][key]) / 2 for key in found[0]}, scanned, 1e-5)
@@ -211,10 +214,10 @@ def test_the_loss_contains_the_report_in_training_alone():
     spec, batch = whole("mixtral"), batch_of(4)
     train = trainer(spec, accumulate=2)
     state = train.init(params_of(spec))
-    _, metrics = jit(train.step)(state, batch)
+    _, metrics = jax.jit(train.step)(state, batch)
     parts = [{key: value[i::2] for key, value in batch.items()} for i in range(2)]
     losses, reports = [], []
-    evaluate = jit(lambda batch: train.evaluate(state.params, batch))
+    evaluate = jax.jit(lambda batch: train.evaluate(state.params, batch))
     for part in parts:
         sums = evaluate(part)
         means = {key: float(total / weight) for key, (total, weight) in sums.items()}
@@ -236,7 +239,7 @@ def test_the_balance_loss_evens_the_load():
         start["group_0"]["block_0"]["ffn"]["router"]["kernel"] = kernel * 0.3
         start["group_0"]["block_0"]["ffn_norm"]["scale"] = jnp.ones((1, WIDTH))
         train = trainer(spec)
-        state, step = train.init(start), jit(train.step)
+        state, step = train.init(start), jax.jit(train.step)
         found = []
         for _ in range(50):
             state, metrics = step(state, batch_of(8))
@@ -263,7 +266,7 @@ def test_bfloat16_routes_in_float32():
     low = jnp.asarray(X, jnp.bfloat16)
     routing, wide = moe.router(p["router"], low), moe.router(p["router"], low.astype(jnp.float32))
     jax.tree.map(np.testing.assert_array_equal, routing, wide)
-    run = jit(lambda x: moe(p, x, CONTEXT))
+    run = jax.jit(lambda x: moe(p, x, CONTEXT))
     y, aux = run(low)
     assert y.dtype == jnp.bfloat16 and all(value.dtype == jnp.float32 for value in aux.values())
     close(y.astype(jnp.float32)[REAL], run(low.astype(jnp.float32))[0][REAL], 2e-2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from jaxlm.core.types import Context, Dims
 from tests.ffn.moe_cases import CASES, WIDTH
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params
 
 pytestmark = pytest.mark.torch
 
@@ -117,4 +118,4 @@ def test_equals_transformers(name):
         out = module(torch.tensor(X))
     out = (out[0] if isinstance(out, tuple) else out).reshape(X.shape).numpy()
     ctx = Context(positions=np.arange(9)[None])
-    close(jit(lambda p, x: moe(p, x, ctx)[0])(p, X), out, 2e-6)
+    close(jax.jit(lambda p, x: moe(p, x, ctx)[0])(p, X), out, 2e-6)

@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,7 +20,6 @@ import jaxlm
 from jaxlm.core import registry
 from jaxlm.model import decoder
 from tests.conftest import ROOT, UNREGISTERED
-from tests.tiny import jit
 
 FOLDER = Path(os.environ.get("JAXLM_GOLDEN") or ROOT / "tests" / "golden" / "data") / "hf"
 CASES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
@@ -52,7 +52,7 @@ def test_there_are_cases():
 def test_logits(name, config, tmp_path):
     model, params, expected = load(name, config, tmp_path)
     mask = expected.get("attention_mask")
-    call = jit(lambda p, tokens, mask: model.apply({"params": p}, tokens, segment_ids=mask).logits)
+    call = jax.jit(lambda p, tokens, mask: model.apply({"params": p}, tokens, segment_ids=mask).logits)
     out, seen = call(params, expected["input_ids"], mask), slice(None) if mask is None else mask != 0
     np.testing.assert_allclose(np.asarray(out)[seen], expected["logits"][seen], rtol=0, atol=TOLERANCE)
 
@@ -68,7 +68,7 @@ def test_greedy_continuation(name, tmp_path):
         np.testing.assert_array_equal(out, greedy)
         return
     # Recorded without a cache: every step under the frequencies of its length.
-    call = jit(lambda p, tokens, segments: model.apply({"params": p}, tokens, segment_ids=segments).logits)
+    call = jax.jit(lambda p, tokens, segments: model.apply({"params": p}, tokens, segment_ids=segments).logits)
     rows, size = np.concatenate((prompt, np.zeros_like(greedy)), 1), prompt.shape[1]
     for at in range(size, rows.shape[1]):
         real = np.broadcast_to((np.arange(rows.shape[1]) < at).astype(np.int32), rows.shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm.ops.path import Keys, Logits, Turns, path_attention, reference
 from tests.golden.test_positions import close, files
-from tests.tiny import jit
 
 BLOCKS = [1, 4, 7, 64]
 
@@ -23,7 +23,7 @@ def run(data, block, v=None, gate=None):
     def call(q, new, turns):
         return reference(q, new, turns, logits) if not block else path_attention(q, new, turns, logits, block=block)
 
-    return jit(call)(q, new, Turns(w, beta))[0]
+    return jax.jit(call)(q, new, Turns(w, beta))[0]
 
 
 @pytest.mark.parametrize("block", [0, *BLOCKS])

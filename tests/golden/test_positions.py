@@ -32,7 +32,6 @@ from jaxlm.position.t5_bias import T5Bias, bucket
 from jaxlm.position.temperature import Temperature
 from jaxlm.position.xpos import XPos
 from pallas_kernels.landmark_attention.reference import grouped_softmax
-from tests.tiny import jit
 
 
 def files(golden: Path, prefix: str) -> list[dict[str, np.ndarray]]:
@@ -56,7 +55,7 @@ def whole_numbers(size: int) -> jnp.ndarray:
 
 
 def rotate(rotary: Rotary, x, positions) -> np.ndarray:
-    return np.asarray(jit(lambda x, positions: rotary.rotate({}, x, positions, None))(x, positions))
+    return np.asarray(jax.jit(lambda x, positions: rotary.rotate({}, x, positions, None))(x, positions))
 
 
 def scaled(config: dict) -> Rotary:
@@ -72,7 +71,7 @@ def test_rope(golden):
         config = json.loads(data["config_json"].tobytes())
         rotary, width = scaled(config), config["head_dim"]
         amplitude = 1.0 if rotary.scaling is None else rotary.scaling.amplitude()
-        frequencies = jit(lambda length, rotary=rotary, width=width: rotary.frequencies({}, width, length))
+        frequencies = jax.jit(lambda length, rotary=rotary, width=width: rotary.frequencies({}, width, length))
         if "inv_freq" in data:  # a real model's, without tables
             close(frequencies(1), data["inv_freq"], rtol=3e-6, atol=0)
             close(amplitude, data["attention_scaling"], rtol=1e-6, atol=0)
@@ -157,7 +156,7 @@ def test_t5_bias(golden):
         assert keys and all(keys)
         for key in keys:
             kind, buckets, furthest = key[1], int(key[2]), int(key[3])
-            ours = jit(bucket, static_argnums=(1, 2, 3))(distance, buckets, furthest, kind == "bi")
+            ours = jax.jit(bucket, static_argnums=(1, 2, 3))(distance, buckets, furthest, kind == "bi")
             np.testing.assert_array_equal(ours, data[key[0]], err_msg=key[0])
         table = data["bias_table"]
         furthest = [int(key[3]) for key in keys if int(key[2]) == len(table)]
@@ -173,7 +172,7 @@ def test_t5_bias(golden):
 def causal_tile(bias, length: int) -> np.ndarray:
     """A bias over a whole row, [H, length, length], 0 ahead of the query."""
     at = whole_numbers(length)
-    return np.tril(np.asarray(jit(lambda bias, at: bias.tile(at, at))(bias, at))[0])
+    return np.tril(np.asarray(jax.jit(lambda bias, at: bias.tile(at, at))(bias, at))[0])
 
 
 def heads_of(count: int) -> jnp.ndarray:
@@ -245,14 +244,14 @@ def test_clex(golden):
         scaling, p, base, width = clex(path.stem, data)
         plain = scaling.frequencies(p, base, width, None)
         close(plain, data["inv_freq0"], rtol=3e-6, atol=0)
-        slope = jit(lambda p, x, t, scaling=scaling, base=base: scaling.derivative(p, base, x, t))
+        slope = jax.jit(lambda p, x, t, scaling=scaling, base=base: scaling.derivative(p, base, x, t))
         for t, expected in zip(data["rhs_t"], data["rhs_at_log_inv_freq"], strict=True):
             close(slope(p, jnp.log(data["inv_freq0"]), t), expected)
-        at_length = jit(lambda p, n, s=scaling, base=base, width=width: s.frequencies(p, base, width, n))
+        at_length = jax.jit(lambda p, n, s=scaling, base=base, width=width: s.frequencies(p, base, width, n))
         lengths = (data["t_grid"] * scaling.original).astype(np.int32)
         for key in ("freq_at_t", "freq_at_t_float64"):
             close(at_length(p, lengths), data[key], rtol=5e-5, atol=0)
-        at_time = jit(lambda p, t, s=scaling, base=base, width=width: s.at(p, base, width, t))
+        at_time = jax.jit(lambda p, t, s=scaling, base=base, width=width: s.at(p, base, width, t))
         for t, expected in zip(data["t_train"], data["freq_train"], strict=True):
             close(at_time(p, t), expected, rtol=5e-5, atol=0)
         at_rest = {**p, "down": jnp.zeros_like(p["down"])}
@@ -261,7 +260,9 @@ def test_clex(golden):
         for key in (key for key in data if key.startswith("cos_len")):
             length = len(data[key])
             ones = jnp.tile(jnp.concatenate((jnp.ones(width // 2), jnp.zeros(width // 2))), (1, length, 1, 1))
-            turned = jit(lambda p, x, at, rotary=rotary: rotary.rotate(p, x, at, None))(p, ones, whole_numbers(length))
+            turned = jax.jit(lambda p, x, at, rotary=rotary: rotary.rotate(p, x, at, None))(
+                p, ones, whole_numbers(length)
+            )
             expected = np.concatenate((data[key][:, : width // 2], data[f"sin{key[3:]}"][:, : width // 2]), -1)
             difference = np.abs(np.asarray(turned)[0, :, 0] - expected).max(-1)
             assert (difference <= 1e-5 + 5e-5 * np.arange(length)).all(), (path.stem, key, difference.max())
@@ -296,7 +297,7 @@ def test_attention_temperature(golden):
         }
         for name, rule in rules.items():
             q = jnp.ones((1, at.shape[1], 2, 3))
-            ((q, k, _),) = jit(lambda q, rule=rule, at=at: rule.views({}, q, q, at, at, None))(q)
+            ((q, k, _),) = jax.jit(lambda q, rule=rule, at=at: rule.views({}, q, q, at, at, None))(q)
             close(q[0, :, 1, 2], data[name], rtol=1e-6, atol=1e-7)
             close(k, np.ones(k.shape), rtol=0, atol=0)
 

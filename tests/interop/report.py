@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import jaxlm
@@ -26,7 +27,6 @@ from tests.interop.architectures import CASES
 from tests.interop.pair_cases import PAIRS
 from tests.interop.test_families import DATA, recorded
 from tests.interop.test_t5 import logits_of as of_pairs
-from tests.tiny import jit
 
 FOLDER = ROOT / "results" / "families"
 
@@ -70,7 +70,7 @@ def differences() -> tuple[dict[str, dict[str, float]], Used, Used]:
         if name in PAIRS:
             logits = of_pairs(model, params, expected)[:, : expected["logits"].shape[1]]
         else:
-            call = jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
+            call = jax.jit(lambda p, tokens, model=model: model.apply({"params": p}, tokens).logits)
             logits = np.asarray(call(params, expected["input_ids"]))
         kind = json.loads((DATA / name / "config.json").read_text())["model_type"]
         for spec in model.pure.stacks.values():

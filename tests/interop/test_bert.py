@@ -21,7 +21,7 @@ from jaxlm.interop.tensors import open_folder
 from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group
 from tests.interop.test_families import DATA, TOLERANCE, loaded, recorded, same_tensors
-from tests.tiny import close, jit, tiny
+from tests.tiny import close, tiny
 
 
 def rewritten(source, folder, rename=lambda name: name, more=None):
@@ -171,7 +171,7 @@ def test_fresh_models_in_transformers(name, tmp_path):
     mask = (np.arange(150) < [[150], [97]]).astype(np.int32)
     inputs = {"input_ids": np.where(mask, tokens, config.pad_token_id), "attention_mask": mask}
     inputs = {key: torch.from_numpy(x).long() for key, x in inputs.items()}
-    found = jit(lambda p, x: model.apply({"params": p}, x, segment_ids=mask).logits)(params, tokens)
+    found = jax.jit(lambda p, x: model.apply({"params": p}, x, segment_ids=mask).logits)(params, tokens)
 
     def check(module) -> None:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from jaxlm.tokenize.base import BOS
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.pretokens import split as cut
-from tests.tiny import close, draw_params, jit, params_of, tiny
+from tests.tiny import close, draw_params, params_of, tiny
 
 TEXTS = ["the thin thing there thence", "that thing then, naïve thing", "", b"\xff thin thing"]
 TOKENIZER = BpeTokenizer.train(TEXTS[:2], 258, specials=())
@@ -64,7 +64,7 @@ def test_without_merges_it_is_the_model(changes):
     batch = dynamic_batch(TOKENIZER, TEXTS, 0)
     x, _ = dynamic_embeddings(model, params, batch)
     segments = jnp.asarray(batch.segment_ids)
-    call = jit(lambda p, **k: decoder.forward(model.spec, p, segment_ids=segments, **k).logits)
+    call = jax.jit(lambda p, **k: decoder.forward(model.spec, p, segment_ids=segments, **k).logits)
     theirs = call(params, tokens=jnp.asarray(batch.tokens))
     real = np.asarray(batch.segment_ids) > 0
     close(np.asarray(call(params, inputs_embeds=x))[real], np.asarray(theirs)[real])

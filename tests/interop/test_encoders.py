@@ -20,7 +20,7 @@ from jaxlm.model import decoder
 from jaxlm.ops.block_map import block_map
 from tests.interop.architectures import CASES, generates
 from tests.interop.test_families import DATA, TOLERANCE, loaded, recorded
-from tests.tiny import close, jit
+from tests.tiny import close
 
 ENCODERS = sorted(name for name in CASES if not generates(name))
 every = pytest.mark.parametrize("name", ENCODERS)
@@ -29,7 +29,7 @@ every = pytest.mark.parametrize("name", ENCODERS)
 def logits_of(name, tokens, changes=None, **inputs) -> np.ndarray:
     model, params = loaded(name)
     model = jaxlm.replace(model, changes or {})
-    return np.asarray(jit(lambda p, x, more: model.apply({"params": p}, x, **more).logits)(params, tokens, inputs))
+    return np.asarray(jax.jit(lambda p, x, more: model.apply({"params": p}, x, **more).logits)(params, tokens, inputs))
 
 
 def longer(model, params, length: int):
@@ -140,7 +140,7 @@ def test_long_rows_by_block_lists(name, changes, padded):
 
     def call(implementation: str) -> np.ndarray:
         spec = jaxlm.replace(model, {**changes, "mixer.implementation": implementation}).spec
-        out = jit(lambda p: decoder.forward(spec, p, tokens, segment_ids=segments).logits)(params)
+        out = jax.jit(lambda p: decoder.forward(spec, p, tokens, segment_ids=segments).logits)(params)
         return np.asarray(out)[0, : real if padded else length]
 
     close(call("xla"), call("reference"), 1e-5)
@@ -167,7 +167,7 @@ def test_long_rows_in_transformers(name, changes, tmp_path):
         inputs["global_attention_mask"] = np.isin(np.arange(length), chosen)[None]
     with torch.no_grad():
         wanted = theirs.eval()(**{key: torch.from_numpy(x).long() for key, x in inputs.items()}).logits.numpy()
-    found = jit(lambda p: decoder.forward(model.spec, p, tokens, segment_ids=mask).logits)(params)
+    found = jax.jit(lambda p: decoder.forward(model.spec, p, tokens, segment_ids=mask).logits)(params)
     same(np.asarray(found), wanted, mask)
 
 

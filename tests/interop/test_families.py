@@ -27,7 +27,7 @@ from jaxlm.model import decoder
 from jaxlm.model.spec import mixers_of
 from tests.interop.architectures import CASES, generates
 from tests.interop.pair_cases import PAIRS
-from tests.tiny import caller, close, jit, mostly_slow, stream
+from tests.tiny import caller, close, mostly_slow, stream
 
 DATA = Path(__file__).resolve().parent / "data"
 TOLERANCE = 1e-4
@@ -77,7 +77,7 @@ def test_a_family_is_named_and_cited(kind):
 @pytest.mark.parametrize("name", sorted(name for name in CASES if not generates(name)))
 def test_logits_of_encoders(name):
     (model, params), expected = loaded(name), recorded(name)
-    logits = jit(lambda p, tokens: model.apply({"params": p}, tokens).logits)(params, expected["input_ids"])
+    logits = jax.jit(lambda p, tokens: model.apply({"params": p}, tokens).logits)(params, expected["input_ids"])
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=TOLERANCE)
 
 
@@ -87,7 +87,7 @@ def test_logits_and_greedy_continuation(name):
     (model, params), expected = loaded(name), recorded(name)
     prompt, greedy = expected["input_ids"], expected["greedy"]
     size = prompt.shape[1]
-    call = jit(lambda p, tokens, length: model.apply({"params": p}, tokens, length=length).logits)
+    call = jax.jit(lambda p, tokens, length: model.apply({"params": p}, tokens, length=length).logits)
     rows = np.concatenate((prompt, greedy[:, :-1]), 1)
     logits = np.asarray(call(params, rows, size))
     np.testing.assert_allclose(logits[:, :size], expected["logits"], rtol=0, atol=TOLERANCE)
@@ -193,7 +193,7 @@ def test_half_precision(dtype, tmp_path):
     wide, values = jaxlm.load_hf(tmp_path / "half", dtype="float32")
     assert wide.spec.dtype == "float32"
     close(values, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params), 1e-7)
-    out = jit(lambda p, tokens: half.apply({"params": p}, tokens).logits)(
+    out = jax.jit(lambda p, tokens: half.apply({"params": p}, tokens).logits)(
         jax.tree.map(lambda x: x.astype(dtype), params), recorded("qwen3")["input_ids"]
     )
     assert out.dtype == jnp.float32 and np.abs(np.asarray(out) - recorded("qwen3")["logits"]).mean() < 0.1

@@ -21,7 +21,6 @@ from jaxlm.interop.family import different
 from jaxlm.interop.tensors import open_folder
 from jaxlm.model.delete_gate import DeleteGate
 from tests.interop.pair_cases import FOLDER, PAIRS, build, observe
-from tests.tiny import jit
 
 TOLERANCE = 1e-4
 every = pytest.mark.parametrize("name", PAIRS)
@@ -46,7 +45,9 @@ def logits_of(model, params, expected: dict[str, np.ndarray]) -> np.ndarray:
     source, mask = expected["input_ids"], expected["attention_mask"]
     sources = np.concatenate([source, source], 1)
     both = np.concatenate([mask, 2 * mask], 1)  # the same source for either target
-    call = jit(lambda p, *xs: model.apply({"params": p}, xs[0], xs[1], source_segments=xs[2], segment_ids=xs[3]).logits)
+    call = jax.jit(
+        lambda p, *xs: model.apply({"params": p}, xs[0], xs[1], source_segments=xs[2], segment_ids=xs[3]).logits
+    )
     return np.asarray(call(params, sources, rows, both, segments))
 
 

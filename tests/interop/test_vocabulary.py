@@ -32,7 +32,7 @@ from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.hf import HfTokenizer
 from jaxlm.tokenize.overlap import overlap
 from tests.interop.test_families import DATA
-from tests.tiny import caller, jit, params_of
+from tests.tiny import caller, params_of
 from tests.tokenize.test_hf import TEXT, byte_level, fallback_bpe
 from tests.tokenize.test_overlap import hf, incomplete
 
@@ -161,7 +161,7 @@ def test_training_the_new_rows_only(kind):
 
     trained, state = params, optimizer.init(params)
     for _ in range(2):
-        trained, state = jit(step)(trained, state)
+        trained, state = jax.jit(step)(trained, state)
     for path, rows in rows_of(trained).items():
         before = by_row(params, path)
         assert rows[:first].tobytes() == before[:first].tobytes()

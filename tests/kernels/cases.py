@@ -36,7 +36,6 @@ from jaxlm.attention.mask import (
 from jaxlm.core.mask import Mask
 from jaxlm.core.types import TileBias
 from jaxlm.ops.attention import attention
-from tests.tiny import jit
 
 
 @jax.tree_util.register_dataclass
@@ -237,7 +236,7 @@ def run(name: str, drawn: Drawn, implementation: str) -> dict[str, Any]:
         (out, lse), pull = jax.vjp(lambda arrays: forward(arrays, mask), arrays)
         return out, lse, pull((drawn.dout, drawn.dlse))[0]
 
-    out, lse, grads = jit(both)(drawn.arrays, leaves)
+    out, lse, grads = jax.jit(both)(drawn.arrays, leaves)
     return {"out": out, "lse": lse, **{f"d{k}": g for k, g in grads.items()}}
 
 

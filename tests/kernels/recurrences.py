@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.tiny import jit
-
 BACKENDS = ("tpu", "triton")
 SEGMENTS = np.asarray([[0] * 3 + [1] * 5 + [2] * 9 + [0] * 2 + [3] * 4], np.int32)  # after a document of segment 1
 
@@ -62,7 +60,7 @@ def run(drawn: Drawn, package: ModuleType, backend: str, interpret: Any = True) 
         cotangents = jnp.asarray(drawn.dout, out.dtype), jnp.asarray(drawn.dfinal, jnp.float32)
         return {"out": out, "final": final, **pull(cotangents)[0]}
 
-    return jit(whole)(arrays) if interpret is True else whole(arrays)
+    return jax.jit(whole)(arrays) if interpret is True else whole(arrays)
 
 
 def agree(drawn: Drawn, got: dict[str, jax.Array], wanted: Mapping[str, np.ndarray], bounds: dict[str, float]) -> None:

@@ -15,7 +15,6 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.ops.landmark import IMPLEMENTATIONS, landmark_attention
 from pallas_kernels.block_sparse_attention.call import aimed_at
 from pallas_kernels.landmark_attention import reference
-from tests.tiny import jit
 
 INTERPRETED = ("tpu", "triton")
 
@@ -165,7 +164,7 @@ def run(name: str, implementation: str) -> dict[str, jax.Array]:
         return out, lse, *pull((drawn.dout, jnp.where(jnp.isfinite(lse), drawn.dlse, 0.0)))
 
     with aimed_at(interpret=True) if implementation in INTERPRETED else contextlib.nullcontext():
-        return dict(zip(("out", "lse", "dq", "dk", "dv"), jit(whole)(drawn.q, drawn.k, drawn.v), strict=True))
+        return dict(zip(("out", "lse", "dq", "dk", "dv"), jax.jit(whole)(drawn.q, drawn.k, drawn.v), strict=True))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -231,7 +230,7 @@ def test_memory_grows_with_the_length_and_not_its_square() -> None:
     def temporary(length: int) -> int:
         x = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
         loss = lambda q, k, v: landmark_attention(q, k, v, period=64, implementation="xla").sum()
-        return jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(16384) < 2.2 * temporary(8192) < 0.1 * 8192**2 * 4
 

@@ -27,7 +27,6 @@ from tests.kernels.recurrences import (
     some_epochs,
 )  # fmt: skip
 from tests.kernels.test_tpu import RACES, found_races
-from tests.tiny import jit
 
 BOUNDS = {"float32": 2e-6, "bfloat16": 4e-3}
 
@@ -224,7 +223,7 @@ def test_serves_the_library(backend: str) -> None:
         y, last = selective_scan(u, delta, a, b, c, d=d, rows=rows, state=state, implementation=implementation)
         return jnp.sin(y * rows.real[..., None]).sum() + jnp.cos(last).sum()
 
-    grads = lambda name: jit(jax.value_and_grad(lambda *x: loss(*x, name), (0, 1, 2, 3, 4)))(x, a, b, d, state)
+    grads = lambda name: jax.jit(jax.value_and_grad(lambda *x: loss(*x, name), (0, 1, 2, 3, 4)))(x, a, b, d, state)
     with aimed_at(interpret=True):
         got = grads(backend)
     for ours, want in zip(jax.tree.leaves(got), jax.tree.leaves(grads("reference")), strict=True):

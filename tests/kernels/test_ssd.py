@@ -28,7 +28,7 @@ from tests.kernels.recurrences import (
     some_epochs,
 )  # fmt: skip
 from tests.kernels.test_tpu import RACES, found_races
-from tests.tiny import jit, slow
+from tests.tiny import slow
 
 BOUNDS = {"float32": 2e-6, "bfloat16": 1e-2}
 
@@ -230,7 +230,7 @@ def test_serves_the_library(backend: str, decay: Any) -> None:
         out, last = scalar_decay(q, k, v, decay, rows=rows, state=state, implementation=implementation)
         return jnp.sin(out * rows.real[..., None, None]).sum() + jnp.cos(last).sum()
 
-    grads = lambda name: jit(jax.value_and_grad(lambda *x: loss(*x, name), (0, 1, 2, 3)))(*arrays)
+    grads = lambda name: jax.jit(jax.value_and_grad(lambda *x: loss(*x, name), (0, 1, 2, 3)))(*arrays)
     with aimed_at(interpret=True):
         got = grads(backend)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(grads("reference")), strict=True):

@@ -13,7 +13,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.additive_attention import AdditiveAttention
 from jaxlm.ops.additive_attention import additive_attention
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params
 
 LENGTH, WIDTH = 11, 5
 AT = np.arange(LENGTH)
@@ -42,7 +42,7 @@ def test_it_is_the_formula(mask, block, implementation):
     run = lambda q, k, v, s: additive_attention(
         q, k, v, s, places, mask=MASKS[mask], block=block, implementation=implementation
     )
-    close(jit(run)(q, k, v, scorer), formula(q, k, v, scorer, SEE[mask]))
+    close(jax.jit(run)(q, k, v, scorer), formula(q, k, v, scorer, SEE[mask]))
 
 
 def test_a_source_is_read_before_the_target_goes_on():
@@ -52,8 +52,8 @@ def test_a_source_is_read_before_the_target_goes_on():
     p = draw_params(mixer.params(dims))
     x = np.random.default_rng(0).standard_normal((2, LENGTH, 8)).astype(np.float32)
     context = lambda at: Context(positions=jnp.asarray(AT[None, at], jnp.int32), ordered=False)
-    whole = jit(lambda p, x: mixer(p, x, context(slice(None)))[0])(p, x)
-    assert not np.allclose(whole[:, 0], jit(lambda p, x: mixer(p, x, context(slice(0, 1)))[0])(p, x[:, :1])[:, 0])
+    whole = jax.jit(lambda p, x: mixer(p, x, context(slice(None)))[0])(p, x)
+    assert not np.allclose(whole[:, 0], jax.jit(lambda p, x: mixer(p, x, context(slice(0, 1)))[0])(p, x[:, :1])[:, 0])
     state = mixer.init_state(dims, 2, LENGTH, jnp.float32, make("cache", "full"))
     out, start = [], 0
     for size in (4, *(1,) * (LENGTH - 4)):
@@ -73,7 +73,7 @@ def test_memory_of_the_backward_pass_is_of_a_block():
     def loss(q, k, v):
         return jnp.sin(additive_attention(q, k, v, jnp.ones((1, 32)), places, mask=Causal(), block=8)).sum()
 
-    sizes = jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis()
+    sizes = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis()
     assert sizes.temp_size_in_bytes < 4 * length * length * 32 / 4
 
 

@@ -20,7 +20,7 @@ from jaxlm.mixer.delta_net import DeltaNet
 from jaxlm.mixer.gated_delta_net import GatedDeltaNet
 from jaxlm.mixer.gla import Gla
 from jaxlm.mixer.kda import Kda
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params
 
 WIDTH, LENGTH = 16, 21
 X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_it_is_the_layer_of_transformers(build, mixer):
     layer.load_state_dict({name: torch.tensor(np.array(array)) for name, array in weights.items()})
     with torch.no_grad():
         expected = layer(torch.tensor(X)).numpy()
-    close(jit(functools.partial(mixer, ctx=CTX))(p, X)[0], expected)
+    close(jax.jit(functools.partial(mixer, ctx=CTX))(p, X)[0], expected)
 
 
 def test_published_initial_values_and_presets():

@@ -22,7 +22,7 @@ from jaxlm.mixer.recurrent import Recurrent
 from jaxlm.model import decoder
 from jaxlm.model.describe import parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
-from tests.tiny import VOCABULARY, caller, close, draw_params, jit, layers_of, stream, tokens_of
+from tests.tiny import VOCABULARY, caller, close, draw_params, layers_of, stream, tokens_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +276,7 @@ def test_gradients_equal_the_reference(case):
             out = decoder.forward(spec, params, TOKENS, segment_ids=SEGMENTS)
             return jnp.sum(jnp.sin(out.logits) * REAL[..., None])
 
-        return jit(jax.grad(loss))(model(case)[1])
+        return jax.jit(jax.grad(loss))(model(case)[1])
 
     fast, slow = gradients("xla"), gradients("reference")
     close(fast, slow, 2e-5)
@@ -305,7 +305,7 @@ def test_eight_devices_give_what_one_gives(case):
                 y = method(p, dist.constrain(x, ("batch", None, None)), ctx)[0]
             return (jnp.sin(y) * REAL[..., None]).sum(), y
 
-        return jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(p, x)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(p, x)
 
     placed = map_specs(lambda _, s: dist.sharding(mesh, s.axes, s.shape), specs)
     close(run(mesh, jax.device_put(p, placed), x), run(None, p, x))
@@ -338,8 +338,8 @@ def test_gradients_go_through_states(case):
     shapes = spec.layers[0].pattern[0].mixer.memory(decoder.dims_of(spec))
     draw = np.random.default_rng(1).uniform
     memory = {name: jnp.asarray(draw(0.1, 0.5, (len(TOKENS), *s)), jnp.float32) for name, s in shapes.items()}
-    one = jit(jax.grad(functools.partial(loss, pieces=[slice(0, LENGTH)]), (0, 1)))(params, memory)
-    two = jit(jax.grad(functools.partial(loss, pieces=[slice(0, 5), slice(5, LENGTH)]), (0, 1)))(params, memory)
+    one = jax.jit(jax.grad(functools.partial(loss, pieces=[slice(0, LENGTH)]), (0, 1)))(params, memory)
+    two = jax.jit(jax.grad(functools.partial(loss, pieces=[slice(0, 5), slice(5, LENGTH)]), (0, 1)))(params, memory)
     close(one, two, 2e-5)
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(one[1]))
 

@@ -13,7 +13,7 @@ from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.mla import Mla
 from jaxlm.model import decoder
 from jaxlm.model.describe import forward_flops
-from tests.tiny import caller, close, draw_params, jit, params_of, stream, tiny, tokens_of
+from tests.tiny import caller, close, draw_params, params_of, stream, tiny, tokens_of
 
 BATCH, LENGTH, WIDTH = 2, 7, 16
 X = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype(np.float32)
@@ -64,10 +64,10 @@ def test_equals_a_loop_in_both_forms(options, absorbed, monkeypatch):
     mla = Mla(**SIZES, position=ROTARY, **options)
     p = draw_params(mla.params(Dims(width=WIDTH)))
     ctx = Context(positions=jnp.asarray(POSITIONS))
-    gradient = lambda: jit(jax.grad(lambda p, x: jnp.sin(mla(p, x, ctx)[0]).sum(), argnums=(0, 1)))(p, X)
+    gradient = lambda: jax.jit(jax.grad(lambda p, x: jnp.sin(mla(p, x, ctx)[0]).sum(), argnums=(0, 1)))(p, X)
     plain = gradient()
     monkeypatch.setattr(Mla, "_absorbed_is_cheaper", lambda *_: absorbed)
-    close(jit(lambda p, x: mla(p, x, ctx)[0])(p, X), oracle(mla, p), 2e-6)
+    close(jax.jit(lambda p, x: mla(p, x, ctx)[0])(p, X), oracle(mla, p), 2e-6)
     close(gradient(), plain, 5e-6)
 
 
@@ -158,4 +158,4 @@ def test_equals_transformers(options):
         future = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None]
         expected = module(x, rotary(x, torch.tensor(POSITIONS)), future)[0].numpy()
     ctx = Context(positions=jnp.asarray(POSITIONS))
-    close(jit(lambda p, x: mla(p, x, ctx)[0])(p, X), expected, 3e-6)
+    close(jax.jit(lambda p, x: mla(p, x, ctx)[0])(p, X), expected, 3e-6)

@@ -10,7 +10,7 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Context, Dims
 from jaxlm.mixer.ntk_attention import NtkAttention
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params
 
 WIDTH, LENGTH = 12, 9
 
@@ -41,12 +41,12 @@ def test_it_is_the_formula(size):
     ctx = Context(positions=jnp.arange(LENGTH)[None])
     run = lambda p, x: mixer(p, x, ctx)[0]
     expected = formula(p, x)
-    close(jit(run)(p, x), expected, 1e-5)
+    close(jax.jit(run)(p, x), expected, 1e-5)
     if size > 1:
         scores = np.einsum("bld,dgk->blgk", x, p["qkv"][..., 0, :])
         scores = np.einsum("blgk,bmgk->bglm", scores, np.einsum("bld,dgk->blgk", x, p["qkv"][..., 1, :])) / 2
         assert np.abs(scores).max() > 89  # whose exponentials overflow float32
-    gradients = jit(jax.grad(lambda p, x: jnp.sin(run(p, x)).sum(), (0, 1)))(p, x)
+    gradients = jax.jit(jax.grad(lambda p, x: jnp.sin(run(p, x)).sum(), (0, 1)))(p, x)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 

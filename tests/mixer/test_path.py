@@ -14,7 +14,7 @@ from jaxlm.model import decoder
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.ops.causal_conv import causal_conv, empty_tail
 from jaxlm.ops.path import Keys, Logits, Turns, path_attention
-from tests.tiny import VOCABULARY, close, jit, params_of, tokens_of
+from tests.tiny import VOCABULARY, close, params_of, tokens_of
 
 DRAWS = np.random.default_rng(0)
 
@@ -57,7 +57,7 @@ def test_it_is_the_formula(block, pieces):
     q, k, v, w, beta, log_f = drawn = draw(2, 40, 4, 2, 6)
     expected = formula(*drawn, SEGMENTS)
     sums, parts, past, start = np.cumsum(np.where(SEGMENTS[..., None], log_f, 0), 1), [], None, 0
-    call = jit(lambda q, new, turns, past: path_attention(q, new, turns, Logits(6**-0.5), past, block=block))
+    call = jax.jit(lambda q, new, turns, past: path_attention(q, new, turns, Logits(6**-0.5), past, block=block))
     for size in pieces:
         at = slice(start, start + size)
         cut = lambda x, at=at: jnp.asarray(x[:, at], jnp.float32)
@@ -83,7 +83,7 @@ def test_memory_grows_with_the_length_alone():
             new = Keys(k, v, jnp.ones((1, length), jnp.int32), None)
             return path_attention(q, new, Turns(w, beta), Logits(0.25), block=32)[0].sum()
 
-        compiled = jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*shapes).compile()
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     one, four = bytes_of(1024), bytes_of(4096)

@@ -18,7 +18,7 @@ from jaxlm.mixer.rwkv7 import Rwkv7
 from jaxlm.model.decoder import param_specs
 from jaxlm.model.language_model import LanguageModel, init_state
 from jaxlm.model.spec import Block, Group, ModelSpec
-from tests.tiny import close, draw_params, jit
+from tests.tiny import close, draw_params
 
 WIDTH, LENGTH = 16, 21
 X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH))
@@ -105,7 +105,7 @@ def rwkv7(p, x, mixer, first=None):
 def test_it_is_the_formula(formula, mixer):
     p = draw_params(mixer.params(Dims(WIDTH)))
     call = functools.partial(mixer, ctx=Context(positions=jnp.arange(LENGTH)[None]))
-    y, _ = jit(call)(p, jnp.asarray(X, jnp.float32))
+    y, _ = jax.jit(call)(p, jnp.asarray(X, jnp.float32))
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
     close(y, np.stack([formula(exact, row, mixer) for row in X]))
 
@@ -116,7 +116,7 @@ def test_values_are_mixed_with_those_of_the_first_layer():
     model = LanguageModel(ModelSpec(vocab_size=11, width=WIDTH, layers=(layer("first", 1), layer("mixed", 2))))
     params = draw_params(param_specs(model.spec))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, LENGTH)), jnp.int32)
-    whole = jit(lambda p, t: model.apply({"params": p}, t))(params, tokens)
+    whole = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens)
 
     exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     eps = model.spec.layers[0].pattern[0].norm.eps

@@ -11,7 +11,7 @@ from jaxlm.attention.mask import Causal, Window
 from jaxlm.core.errors import ConfigError
 from jaxlm.mixer.softplus_attention import Lssar
 from jaxlm.ops.softplus_attention import Places, View, Weighting, softplus_attention
-from tests.tiny import close, jit
+from tests.tiny import close
 
 DRAWS = np.random.default_rng(0)
 LENGTH, WIDTH = 23, 6
@@ -65,8 +65,10 @@ def test_it_is_the_formula(weighting, block):
             return softplus_attention(views, v, places, mask=mask, weighting=weighting, block=block)
 
         single = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-        close(jit(call)(*single), formula(*(np.asarray(x, np.float64) for x in single), see, weighting), 3e-5)
-        gradient = jit(jax.grad(lambda q, k, v, call=call: jnp.sin(call(q, k, v)).sum(), argnums=(0, 1, 2)))(*single)
+        close(jax.jit(call)(*single), formula(*(np.asarray(x, np.float64) for x in single), see, weighting), 3e-5)
+        gradient = jax.jit(jax.grad(lambda q, k, v, call=call: jnp.sin(call(q, k, v)).sum(), argnums=(0, 1, 2)))(
+            *single
+        )
         assert all(np.isfinite(x).all() for x in gradient)
 
 

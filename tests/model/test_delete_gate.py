@@ -21,7 +21,7 @@ from jaxlm.model.encoder_decoder import encode, encoder_params, forward, param_s
 from jaxlm.model.layers import apply_layers
 from jaxlm.objective.gated_deletion import GatedDeletion, RateController
 from tests.model.test_encoder_decoder import SEGMENTS, SOURCES, TOKENS, params_of, stacks
-from tests.tiny import VOCABULARY, close, jit
+from tests.tiny import VOCABULARY, close
 
 # Behind the first of two groups, so that both sides are scanned; softmax1, so that nothing need be read.
 SPEC = stacks(groups=2, softmax1=True, gate=DeleteGate(layer=1))
@@ -31,7 +31,7 @@ KEEP = np.asarray([[1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0,
 @functools.cache
 def model():
     """Parameters whose gate takes the words of some ids and leaves others, far from the threshold; one jitted call."""
-    return params_of(SPEC), jit(run, static_argnames=("delete", "capacity"))
+    return params_of(SPEC), jax.jit(run, static_argnames=("delete", "capacity"))
 
 
 def run(params, source, tokens, segments, keep=None, *, delete, capacity=None):
@@ -58,7 +58,9 @@ def test_a_gate_that_keeps_all_is_none():
     close(soft, plain)
     close(hard, plain)
     np.testing.assert_array_equal(kept.overflow, 0)
-    bare = jit(lambda p: forward(dataclasses.replace(SPEC, gate=None), p, SOURCES, TOKENS, source_segments=SEGMENTS))
+    bare = jax.jit(
+        lambda p: forward(dataclasses.replace(SPEC, gate=None), p, SOURCES, TOKENS, source_segments=SEGMENTS)
+    )
     close(bare(params).logits, plain)
 
 
@@ -74,7 +76,7 @@ def test_hard_deletion_is_the_text_without_what_is_gone():
         own = encoder_params(SPEC, params)
         return SPEC.encoder.norm(own["final_norm"], apply_layers(SPEC.encoder, own, x, ctx, layers=(1, 2))[0])
 
-    wanted, places = np.asarray(jit(blanked)(params)), np.cumsum(SEGMENTS, 1) - 1
+    wanted, places = np.asarray(jax.jit(blanked)(params)), np.cumsum(SEGMENTS, 1) - 1
     assert encoded.memory.hidden.shape[1] == 4
     for row, keep in enumerate(kept):
         count = int(keep.sum())
@@ -134,7 +136,7 @@ def test_the_objective_and_its_gradients():
         total, sums = GatedDeletion().loss(pure, params, {**batch, "alpha": alpha}, jax.random.key(0))
         return total, sums
 
-    grad = jit(jax.value_and_grad(loss, has_aux=True))
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, sums), slope = grad(params, batch_of(), np.full(3, 2.0, np.float32))
     (bare, _), flat = grad(params, batch_of(), np.zeros(3, np.float32))
     logits, encoded = call(params, SOURCES, TOKENS, SEGMENTS, delete="soft")
@@ -162,7 +164,7 @@ def test_eight_devices_give_what_one_gives():
                 out = forward(SPEC, params, source, tokens, source_segments=segments)
             return jnp.sin(out.logits).sum(), out.logits
 
-        return jit(jax.grad(loss, has_aux=True))(params)
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     placed = map_specs(lambda _, s: dist.sharding(mesh, s.full_axes, s.full_shape), param_specs(SPEC))
     close(both(mesh, jax.device_put(params, placed)), both(None, params), 2e-5)
@@ -175,9 +177,9 @@ def test_a_gate_for_a_model_that_has_none():
     gated, own = add_gate(plain, params, jax.random.key(0), DeleteGate(layer=2))
     assert [group.repeats for group in gated.spec.encoder.layers] == [2, 1]
     assert jax.tree.map(jnp.shape, own) == map_specs(lambda _, one: one.full_shape, param_specs(gated.spec))
-    before = jit(lambda p: forward(spec, p, SOURCES, TOKENS, source_segments=SEGMENTS).logits)(params)
+    before = jax.jit(lambda p: forward(spec, p, SOURCES, TOKENS, source_segments=SEGMENTS).logits)(params)
     soft, hard = (
-        jit(lambda p, d=delete: forward(gated.spec, p, SOURCES, TOKENS, source_segments=SEGMENTS, delete=d))(own)
+        jax.jit(lambda p, d=delete: forward(gated.spec, p, SOURCES, TOKENS, source_segments=SEGMENTS, delete=d))(own)
         for delete in ("soft", "hard")
     )
     assert float(soft.aux["deleted"]) == 0

@@ -12,7 +12,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.model import decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group
-from tests.tiny import jit, params_of, tiny, tokens_of
+from tests.tiny import params_of, tiny, tokens_of
 
 
 def test_numbers_by_hand():
@@ -59,7 +59,7 @@ def test_flops_agree_with_xla(ffn):
     block = Block(mixer=mixer, ffn={"name": ffn, "args": {"activation": "relu"}})
     spec = tiny(layers=(Group((block,)), Group((block,))), width=64, vocab_size=64, remat="none")
     tokens = tokens_of(2, 32)
-    compiled = jit(lambda p: decoder.forward(spec, p, tokens).logits).lower(params_of(spec)).compile()
+    compiled = jax.jit(lambda p: decoder.forward(spec, p, tokens).logits).lower(params_of(spec)).compile()
     counted = compiled.cost_analysis()["flops"]
     assert forward_flops(spec, 32) * tokens.size == pytest.approx(counted, rel=0.1)
 

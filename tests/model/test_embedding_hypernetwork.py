@@ -13,7 +13,7 @@ from jaxlm.edit.landmark import LandmarkTokens
 from jaxlm.model import decoder
 from jaxlm.model.embedding_hypernetwork import NO_TOKEN, EmbeddingHypernetwork, TransferModel, tables_of
 from jaxlm.position.abacus import Abacus
-from tests.tiny import close, draw_params, jit, params_of, tiny, tokens_of
+from tests.tiny import close, draw_params, params_of, tiny, tokens_of
 
 NETWORK = EmbeddingHypernetwork(width=16, layers=2, heads=2, max_pieces=5)
 SPECS = {
@@ -29,7 +29,7 @@ MASK = np.arange(5) < np.array([1, 3, 5, 0])[:, None]
 
 def predict(kind, network_params, pieces=PIECES, mask=MASK):
     spec = SPECS[kind]
-    call = jit(lambda p, t: NETWORK.predict(p, spec, t, jnp.asarray(pieces), jnp.asarray(mask)))
+    call = jax.jit(lambda p, t: NETWORK.predict(p, spec, t, jnp.asarray(pieces), jnp.asarray(mask)))
     return {name: np.asarray(value) for name, value in call(network_params, tables_of(spec, params_of(spec))).items()}
 
 
@@ -92,7 +92,7 @@ def test_the_original_vocabulary_gives_the_model_back(kind):
         own = model.with_tables(params, model.predict(params, batch))
         return model(own, jnp.asarray(tokens)).logits, decoder.forward(spec, params["base"], jnp.asarray(tokens)).logits
 
-    ours, theirs = jit(call)(params)
+    ours, theirs = jax.jit(call)(params)
     close(ours[..., :count], theirs)
     assert np.asarray(jax.nn.softmax(ours))[..., count:].max() == 0
 
@@ -103,7 +103,7 @@ def test_copied_tokens_keep_their_row():
     params = {"base": base, "hypernetwork": draw_params(NETWORK.params(spec), seed=2)}
     copied = np.array([True, False, False, False])
     batch = {"pieces": jnp.asarray(PIECES), "piece_mask": jnp.asarray(MASK), "copied": jnp.asarray(copied)}
-    found = jit(TransferModel(spec, NETWORK).predict)(params, batch)
+    found = jax.jit(TransferModel(spec, NETWORK).predict)(params, batch)
     np.testing.assert_array_equal(found["table"][0], base["embed"]["table"][3])
     np.testing.assert_array_equal(found["kernel"][:, 0], base["head"]["kernel"][:, 3])
     assert (np.asarray(found["table"])[1] != np.asarray(base["embed"]["table"][PIECES[1]]).mean(0)).any()

@@ -16,7 +16,7 @@ from jaxlm.core import registry
 from jaxlm.core.config import make
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import map_specs
-from jaxlm.core.types import Memory
+from jaxlm.core.types import Context, Memory
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
 from jaxlm.mixer.cross_attention import CrossAttention
@@ -25,7 +25,7 @@ from jaxlm.model.describe import model_flops, parameter_count
 from jaxlm.model.encoder_decoder import EncoderDecoderSpec, encode, forward, param_specs, spec_of
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.t5_bias import T5Bias
-from tests.tiny import VOCABULARY, close, draw_params, jit, tokens_of
+from tests.tiny import VOCABULARY, close, draw_params, tokens_of
 
 WIDTH, SOURCE, TARGET = 16, 7, 5
 CROSS = {
@@ -67,7 +67,7 @@ def calls(name: str):
         out = forward(spec, params, source, tokens, source_segments=segments, state=state)
         return out.logits, out.state
 
-    return spec, params_of(spec), jit(call)
+    return spec, params_of(spec), jax.jit(call)
 
 
 every = pytest.mark.parametrize("name", CROSS)
@@ -118,7 +118,7 @@ def test_packed_pairs_are_pairs():
     source = np.concatenate([SOURCES[:1, :4], SOURCES[1:2, :3]], 1)
     segments = np.asarray([[1] * 4 + [2] * 3], np.int32)
     tokens, targets = np.concatenate([TOKENS[:1, :3], TOKENS[1:2, :2]], 1), np.asarray([[1, 1, 1, 2, 2]], np.int32)
-    both = jit(lambda p: forward(spec, p, source, tokens, source_segments=segments, segment_ids=targets).logits)
+    both = jax.jit(lambda p: forward(spec, p, source, tokens, source_segments=segments, segment_ids=targets).logits)
     out = both(params)
     for i, row in enumerate(call(params, SOURCES, TOKENS, np.asarray(PARTS))[0][:2]):
         size = (3, 2)[i]
@@ -132,11 +132,11 @@ def test_the_mixer_is_the_formula():
     rng = np.random.default_rng(0)
     x, hidden = rng.standard_normal((2, 4, WIDTH)), rng.standard_normal((2, 5, WIDTH))
     bias, real = rng.standard_normal((2, 5)), np.asarray([[1] * 5, [1, 0, 1, 1, 0]])
-    ctx = decoder.Context(
+    ctx = Context(
         positions=jnp.arange(4)[None],
         memory=Memory(jnp.asarray(hidden, jnp.float32), jnp.asarray(real), jnp.asarray(bias)),
     )
-    found = jit(lambda p, x: mixer(p, x, ctx)[0])(p, jnp.asarray(x, jnp.float32))
+    found = jax.jit(lambda p, x: mixer(p, x, ctx)[0])(p, jnp.asarray(x, jnp.float32))
     w = {name: np.asarray(value, np.float64) for name, value in p.items()}
     q = np.einsum("bld,dgrk->blgrk", x, w["q"])
     k, v = (np.einsum("bsd,dgk->bsgk", hidden, w["kv"][:, :, i]) for i in range(2))
@@ -194,7 +194,7 @@ def test_it_builds_describes_and_counts():
 def test_the_module_is_the_function():
     spec, params, call = calls("plain")
     model = jaxlm.EncoderDecoder(spec)
-    out = jit(lambda p: model.apply({"params": p}, SOURCES, TOKENS, source_segments=SEGMENTS))(params)
+    out = jax.jit(lambda p: model.apply({"params": p}, SOURCES, TOKENS, source_segments=SEGMENTS))(params)
     np.testing.assert_allclose(out.logits, call(params, SOURCES, TOKENS, SEGMENTS)[0], rtol=0, atol=1e-6)
     close(out.logits, jaxlm.unembed(model, params, out.hidden))
 
@@ -212,7 +212,7 @@ def test_eight_devices_give_what_one_gives():
                 out = forward(spec, params, source, tokens, source_segments=segments)
             return jnp.sin(out.logits).sum(), out.logits
 
-        return jax.block_until_ready(jit(jax.grad(loss, has_aux=True))(params))  # one mesh at a time
+        return jax.block_until_ready(jax.jit(jax.grad(loss, has_aux=True))(params))  # one mesh at a time
 
     placed = map_specs(lambda _, s: dist.sharding(mesh, s.full_axes, s.full_shape), param_specs(spec))
     close(run(mesh, jax.device_put(params, placed)), run(None, params), 2e-5)
@@ -220,8 +220,8 @@ def test_eight_devices_give_what_one_gives():
 
 def test_an_encoded_source_serves_many_targets():
     spec, params, call = calls("plain")
-    encoded = jit(lambda p: encode(spec, p, SOURCES, segments=SEGMENTS))(params)
-    out = jit(lambda p, encoded: forward(spec, p, None, TOKENS, encoded=encoded))(params, encoded)
+    encoded = jax.jit(lambda p: encode(spec, p, SOURCES, segments=SEGMENTS))(params)
+    out = jax.jit(lambda p, encoded: forward(spec, p, None, TOKENS, encoded=encoded))(params, encoded)
     close(out.logits, call(params, SOURCES, TOKENS, SEGMENTS)[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from jaxlm.model.extend import METHODS
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.position.scaling.yarn import Yarn
-from tests.tiny import close, jit, params_of, tiny, tokens_of
+from tests.tiny import close, params_of, tiny, tokens_of
 
 ORIGINAL = 8
 ROTARY = {"position": {"name": "rotary", "args": {"base": 50.0}}}
@@ -26,7 +27,7 @@ def model_of(**mixer) -> jaxlm.LanguageModel:
 
 
 def logits(model: jaxlm.LanguageModel, params, tokens) -> np.ndarray:
-    return np.asarray(jit(lambda p: model.apply({"params": p}, tokens).logits)(params))
+    return np.asarray(jax.jit(lambda p: model.apply({"params": p}, tokens).logits)(params))
 
 
 @pytest.fixture(scope="module")

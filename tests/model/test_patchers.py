@@ -23,7 +23,7 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.next_token import NextToken
-from tests.tiny import caller, close, jit, layers_of, mostly_slow, params_of, stream
+from tests.tiny import caller, close, layers_of, mostly_slow, params_of, stream
 
 WIDTH, LOCAL, VOCABULARY = 24, 16, 257
 
@@ -146,7 +146,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     def loss(params: Any) -> Any:
         return NextToken().loss(Decoder(spec), params, batch, jax.random.key(0))
 
-    (total, metrics), gradient = jit(jax.value_and_grad(loss, has_aux=True))(params_of(spec))
+    (total, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(spec))
     assert np.isfinite(total) and metrics["patch_overflow"][0] == 0
     assert 1.2 < metrics["bytes_per_patch"][0] / metrics["bytes_per_patch"][1] < 6  # so there is something to test
     for path, leaf in flatten(gradient):
@@ -191,7 +191,7 @@ def test_eight_devices_give_what_one_gives(name: str) -> None:
             assert out.logits is not None
             return (jnp.sin(out.logits) * REAL[..., None]).sum(), out.logits * REAL[..., None]
 
-        return jit(jax.grad(loss, has_aux=True))(params)
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     placed = map_specs(lambda _, s: dist.sharding(mesh, s.full_axes, s.full_shape), decoder.param_specs(spec))
     tokens = jax.device_put(TOKENS, dist.sharding(mesh, ("batch", None), TOKENS.shape))
@@ -229,8 +229,8 @@ def test_patches_without_room_are_counted(name: str) -> None:
     longest = CASES[name].get("max_bytes", 5)
     tight = spec_of(name, patches_per_byte=1 / longest, **({"ratio": 5.0} if name == "routing" else {}))
     tokens = np.broadcast_to(np.asarray([*b"a b. c d.\nef"], np.int32), TOKENS.shape)  # many patches by any rule
-    free = jit(lambda p, t: decoder.forward(spec, p, t))(params, tokens)
-    out = jit(lambda p, t: decoder.forward(tight, p, t))(params, tokens)
+    free = jax.jit(lambda p, t: decoder.forward(spec, p, t))(params, tokens)
+    out = jax.jit(lambda p, t: decoder.forward(tight, p, t))(params, tokens)
     rooms = tight.patcher.capacity(LENGTH)
     assert free.aux["patch_overflow"] == 0
     patches = int(round(len(tokens) * LENGTH / float(free.aux["bytes_per_patch"])))

@@ -14,7 +14,7 @@ from jaxlm.model import decoder, patched, patcher
 from jaxlm.model.patcher import entropy_table
 from jaxlm.model.spec import ModelSpec
 from tests.model.test_patchers import CASES, LOCAL, spec_of
-from tests.tiny import close, jit, params_of
+from tests.tiny import close, params_of
 
 # Words of 3 bytes, so that few shapes are compiled; the last two are one run that is cut.
 TEXT = np.asarray([*b"abc de fg ab\t", *"c dé".encode()], np.int32)
@@ -22,7 +22,7 @@ TEXT = np.asarray([*b"abc de fg ab\t", *"c dé".encode()], np.int32)
 
 @functools.cache
 def runner(spec: ModelSpec) -> Any:
-    return jit(lambda p, x: decoder.forward(spec, p, inputs_embeds=x[None], logits=False).hidden[0])
+    return jax.jit(lambda p, x: decoder.forward(spec, p, inputs_embeds=x[None], logits=False).hidden[0])
 
 
 class Hand:

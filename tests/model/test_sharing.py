@@ -21,7 +21,7 @@ from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.layers import block_specs
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.train.checkpoint import Checkpointer
-from tests.tiny import VOCABULARY, caller, close, jit, params_of, stream, tokens_of
+from tests.tiny import VOCABULARY, caller, close, params_of, stream, tokens_of
 
 TOKENS = tokens_of(2, 9)
 OWN = Block(mixer=Attention(heads=4, kv_heads=2), ffn=Mlp(hidden=24))
@@ -76,11 +76,11 @@ def test_gradients_are_the_sum_of_the_uses(name):
     spec = SPECS[name]
     params = params_of(spec)
     assert "shared" in params and "shared" not in decoder.param_specs(apart(spec))
-    ours = jit(jax.value_and_grad(lambda p: loss(spec, p)))(params)
-    theirs = jit(jax.value_and_grad(lambda p: loss(apart(spec), copied(spec, p))))(params)
+    ours = jax.jit(jax.value_and_grad(lambda p: loss(spec, p)))(params)
+    theirs = jax.jit(jax.value_and_grad(lambda p: loss(apart(spec), copied(spec, p))))(params)
     close(ours, theirs, 2e-5)
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(ours[1]["shared"]))
-    uses = jit(jax.grad(lambda p: loss(apart(spec), p)))(copied(spec, params))
+    uses = jax.jit(jax.grad(lambda p: loss(apart(spec), p)))(copied(spec, params))
     (path, one), *_ = flatten(ours[1]["shared"]["one"])
     found = [dict(flatten(uses[f"group_{i}"][f"block_{j}"]))[path].sum(0)
              for i, g in enumerate(spec.layers) for j, b in enumerate(g.pattern) if b.share == "one"]  # fmt: skip
@@ -91,7 +91,7 @@ def test_gradients_are_the_sum_of_the_uses(name):
 def test_pieces_and_layers_taken_apart(name):
     spec = SPECS[name]
     params, call = params_of(spec), caller(spec)
-    full = np.asarray(jit(lambda p: decoder.forward(spec, p, TOKENS).logits)(params))
+    full = np.asarray(jax.jit(lambda p: decoder.forward(spec, p, TOKENS).logits)(params))
     close(stream(spec, call, decoder.unstack(params), TOKENS, (5, 1, 3)), full)
     close(stream(spec, call, params, TOKENS, (9,)), full)
 
@@ -132,8 +132,8 @@ def test_eight_devices_give_what_one_gives():
     places = param_shardings(mesh, decoder.param_specs(spec))
     assert not places["shared"]["two"]["mixer"]["qkv"].is_fully_replicated
     with use_mesh(mesh):
-        ours = jit(jax.grad(lambda p: loss(spec, p)))(jax.device_put(params, places))
-    close(ours, jit(jax.grad(lambda p: loss(spec, p)))(params), 2e-5)
+        ours = jax.jit(jax.grad(lambda p: loss(spec, p)))(jax.device_put(params, places))
+    close(ours, jax.jit(jax.grad(lambda p: loss(spec, p)))(params), 2e-5)
 
 
 def test_what_cannot_be_shared():

@@ -18,7 +18,7 @@ from jaxlm.objective.next_token import NextToken
 from jaxlm.ops.drawn_table import draw_tables, row_keys, with_tables
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.step import Trainer
-from tests.tiny import VOCABULARY, caller, close, jit, params_of, stream, tiny, tokens_of
+from tests.tiny import VOCABULARY, caller, close, params_of, stream, tiny, tokens_of
 
 SPEC = tiny({"position": "rotary"}, repeats=1, tied_head=True, embed_width=8, embed_multiplier=1.5)
 MODEL, PARAMS = Decoder(SPEC), params_of(SPEC)
@@ -29,7 +29,7 @@ call = caller(SPEC)
 
 
 def test_tables_are_normal_and_by_key_alone():
-    draw = jit(lambda keys: draw_tables(keys, 300, 64))
+    draw = jax.jit(lambda keys: draw_tables(keys, 300, 64))
     tables = np.asarray(draw(KEYS))
     assert tables.shape == (8, 300, 64) and abs(tables.mean()) < 5 * (64 * tables.size) ** -0.5
     np.testing.assert_allclose(tables.var((1, 2)) * 64, 1, atol=5 * (2 / (300 * 64)) ** 0.5)
@@ -81,22 +81,22 @@ def batch_of(seed=0):
 
 def test_the_loss_is_that_of_the_tables():
     objective = Lexinvariant()
-    batch = jit(objective.prepare)(batch_of(), jax.random.key(2))
+    batch = jax.jit(objective.prepare)(batch_of(), jax.random.key(2))
     keys = jax.random.wrap_key_data(batch["table_keys"])
-    found = jit(lambda p, b: objective.loss(MODEL, p, b, None)[0])(PARAMS, batch)
-    wanted = jit(lambda p, b: NextToken().loss(MODEL, p, b, None)[0])(with_tables(PARAMS, keys), batch_of())
+    found = jax.jit(lambda p, b: objective.loss(MODEL, p, b, None)[0])(PARAMS, batch)
+    wanted = jax.jit(lambda p, b: NextToken().loss(MODEL, p, b, None)[0])(with_tables(PARAMS, keys), batch_of())
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert len(np.unique(np.asarray(batch["table_keys"]), axis=0)) == 8 and np.asarray(batch["drawn"]).all()
-    again = jit(objective.prepare)(batch_of(1), jax.random.key(2))
+    again = jax.jit(objective.prepare)(batch_of(1), jax.random.key(2))
     np.testing.assert_array_equal(batch["table_keys"], again["table_keys"])  # by (seed, step, row), not by text
-    gradient = jit(jax.grad(lambda p: objective.loss(MODEL, p, batch, None)[0]))(PARAMS)
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(MODEL, p, batch, None)[0]))(PARAMS)
     assert not np.asarray(gradient["embed"]["table"]).any() and np.asarray(gradient["embed"]["up"]).any()
 
 
 def test_a_share_of_rows_and_tokens_that_stay():
     objective = Lexinvariant(share=0.3, kept=(2, 7))
     many = {"tokens": np.zeros((2000, 1), np.int32)}
-    drawn = np.asarray(jit(objective.prepare)(many, jax.random.key(0))["drawn"])
+    drawn = np.asarray(jax.jit(objective.prepare)(many, jax.random.key(0))["drawn"])
     assert abs(drawn.mean() - 0.3) < 5 * (0.21 / 2000) ** 0.5
     own, table = np.asarray(PARAMS["embed"]["table"]), np.asarray(TABLES["embed"]["table"])
     mixed = np.asarray(with_tables(PARAMS, KEYS, np.arange(8) % 2 == 0, (2, 7))["embed"]["table"])
@@ -106,8 +106,8 @@ def test_a_share_of_rows_and_tokens_that_stay():
             wanted = table[row].copy()
             wanted[[2, 7]] = own[[2, 7]]
         np.testing.assert_array_equal(mixed[row], wanted)
-    batch = jit(objective.prepare)(batch_of(), jax.random.key(1))
-    gradient = jit(jax.grad(lambda p: objective.loss(MODEL, p, batch, None)[0]))(PARAMS)["embed"]["table"]
+    batch = jax.jit(objective.prepare)(batch_of(), jax.random.key(1))
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(MODEL, p, batch, None)[0]))(PARAMS)["embed"]["table"]
     assert np.asarray(gradient).any()
 
 
@@ -115,7 +115,7 @@ def test_accumulated_and_sharded_steps_are_the_step():
     batch, out = batch_of(), []
     for options in ({}, {"accumulate": 4}, {"mesh": make_mesh(Mesh(data=4, fsdp=2))}):
         trainer = Trainer(MODEL, Lexinvariant(share=0.6), Optimizer(), total_steps=10, seed=3, **options)
-        state, metrics = jit(trainer.step)(trainer.init(PARAMS), batch)
+        state, metrics = jax.jit(trainer.step)(trainer.init(PARAMS), batch)
         out.append((jax.device_get(state.params), float(metrics["loss"])))
     for params, loss in out[1:]:
         np.testing.assert_allclose(loss, out[0][1], rtol=1e-5)
@@ -127,7 +127,7 @@ def test_around_another_objective():
     inner = {"name": "masked_language_model", "args": {"mask": VOCABULARY - 1, "vocabulary": VOCABULARY, "special": ()}}
     objective = make("objective", {"name": "lexinvariant", "args": {"inner": inner, "share": 0.5}})
     assert from_dict(Lexinvariant, to_dict(objective)) == objective
-    batch = jit(objective.prepare)(batch_of(), jax.random.key(0))
+    batch = jax.jit(objective.prepare)(batch_of(), jax.random.key(0))
     total, metrics = objective.loss(MODEL, PARAMS, batch, None)
     assert np.isfinite(total) and float(metrics["loss"][1]) == np.asarray(batch["weights"]).sum() > 0
 

@@ -14,7 +14,7 @@ from jaxlm.model.decoder import Decoder
 from jaxlm.objective.masked_language_model import BERT, MODERNBERT, MaskedLanguageModel
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.step import Trainer
-from tests.tiny import VOCABULARY, close, jit, params_of, tiny, tokens_of
+from tests.tiny import VOCABULARY, close, params_of, tiny, tokens_of
 
 MASK = VOCABULARY - 1
 SMALL = MaskedLanguageModel(rate=0.4, mask=MASK, vocabulary=VOCABULARY, special=(0, MASK))
@@ -23,7 +23,7 @@ PARAMS = params_of(MODEL.spec)
 
 
 def prepared(objective, tokens, seed=0, **more):
-    made = jit(objective.prepare)({"tokens": jnp.asarray(tokens, jnp.int32), **more}, jax.random.key(seed))
+    made = jax.jit(objective.prepare)({"tokens": jnp.asarray(tokens, jnp.int32), **more}, jax.random.key(seed))
     return {name: np.asarray(x) for name, x in made.items()}
 
 
@@ -86,15 +86,15 @@ def test_noise_by_seed_and_row():
 
 def test_the_loss_by_hand_and_packed():
     batch = prepared(SMALL, **batch_of())
-    total, metrics = jit(lambda p, b: SMALL.loss(MODEL, p, b, None))(PARAMS, batch)
-    logits = jit(lambda p, b: MODEL(p, b["tokens"], segment_ids=b["segment_ids"]).logits)(PARAMS, batch)
+    total, metrics = jax.jit(lambda p, b: SMALL.loss(MODEL, p, b, None))(PARAMS, batch)
+    logits = jax.jit(lambda p, b: MODEL(p, b["tokens"], segment_ids=b["segment_ids"]).logits)(PARAMS, batch)
     logp = np.asarray(jax.nn.log_softmax(logits))
     at = batch["weights"] > 0
     by_hand = -np.take_along_axis(logp, batch["targets"][..., None], -1)[..., 0][at].sum()
     np.testing.assert_allclose(total, by_hand, rtol=1e-5)
     assert float(metrics["loss"][1]) == at.sum() == float(metrics["accuracy"][1])
     # the two documents of row 0, each alone
-    whole = jit(lambda p, b: SMALL.loss(MODEL, p, b, None)[0])
+    whole = jax.jit(lambda p, b: SMALL.loss(MODEL, p, b, None)[0])
     row = {name: x[:1] for name, x in batch.items()}
     alone = 0.0
     for segment in (1, 2):
@@ -107,7 +107,7 @@ def test_accumulated_and_sharded_steps_are_the_step():
     batch, out = batch_of(), []
     for options in ({}, {"accumulate": 4}, {"mesh": make_mesh(Mesh(data=4, fsdp=2))}):
         trainer = Trainer(MODEL, SMALL, Optimizer(), total_steps=10, seed=3, **options)
-        state, metrics = jit(trainer.step)(trainer.init(PARAMS), batch)
+        state, metrics = jax.jit(trainer.step)(trainer.init(PARAMS), batch)
         out.append((jax.device_get(state.params), {name: float(metrics[name]) for name in ("loss", "tokens")}))
     for params, metrics in out[1:]:
         assert metrics["tokens"] == out[0][1]["tokens"] > 10

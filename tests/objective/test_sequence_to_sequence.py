@@ -23,7 +23,7 @@ from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from jaxlm.train.step import Trainer
 from tests.model.test_encoder_decoder import params_of, stacks
-from tests.tiny import VOCABULARY, close, jit
+from tests.tiny import VOCABULARY, close
 
 SPEC = stacks(gate=DeleteGate(layer=1))
 
@@ -61,10 +61,10 @@ def test_spans_as_pairs():
 
 def test_the_loss_is_that_of_the_targets():
     batch, params = copies(3), params_of(SPEC)
-    logits = jit(
+    logits = jax.jit(
         lambda p: forward(SPEC, p, batch["source"], batch["tokens"], source_segments=batch["source_segments"])
     )(params).logits
-    loss = jit(lambda p: SequenceToSequence().loss(jaxlm.EncoderDecoder(SPEC).pure, p, batch, None))
+    loss = jax.jit(lambda p: SequenceToSequence().loss(jaxlm.EncoderDecoder(SPEC).pure, p, batch, None))
     total, sums = loss(params)
     log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["targets"][..., None], -1)[..., 0]
     assert float(total) == pytest.approx(-(log_p * batch["weights"]).sum(), rel=1e-5)
@@ -75,10 +75,10 @@ def test_it_trains():
     """Accumulated, and on eight devices, a step is the step; and losses fall, at a rate that a controller follows."""
     mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     start, batch = trainer().init(params_of(SPEC)), copies(8)
-    step = jit(trainer().step)
+    step = jax.jit(trainer().step)
     one, metrics = step(start, batch)
     for other in (trainer(accumulate=2), trainer(mesh=mesh)):
-        state, again = jit(other.step)(other.init(params_of(SPEC)), batch)
+        state, again = jax.jit(other.step)(other.init(params_of(SPEC)), batch)
         close(jax.device_get(state.params), jax.device_get(one.params), 1e-4)
         np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-5)
 
@@ -90,7 +90,7 @@ def test_the_rate_is_followed():
     for target in (0.1, 0.6):
         run = trainer(objective=GatedDeletion())
         state, control, alpha = run.init(params_of(SPEC)), Control(), 0.0
-        step, losses, shares = jit(run.step), [], []
+        step, losses, shares = jax.jit(run.step), [], []
         controller = RateController(target, kp=2.0, ki=0.05)
         for i in range(120):
             batch = {**copies(16, i), "alpha": np.full(16, alpha, np.float32)}

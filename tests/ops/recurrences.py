@@ -16,7 +16,7 @@ import pytest
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.segments import Rows, last_segment, rows_of
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 Arrays = dict[str, Any]
 
@@ -95,7 +95,7 @@ def gradients(op: Op, arrays: Arrays, state: jax.Array, rows: Rows | None, **opt
         out = out if rows is None else jnp.where(rows.real[..., None, None], out, 0)
         return jnp.sin(out).sum() + jnp.cos(after).sum(), (out, after)
 
-    slopes, values = jit(jax.grad(loss, (0, 1), has_aux=True))(arrays, state)
+    slopes, values = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(arrays, state)
     return values, slopes
 
 
@@ -124,7 +124,7 @@ def test_float64_with_neither_rows_nor_a_state(op):
     with jax.enable_x64(True):
         arrays = {name: jnp.asarray(x, jnp.float64) for name, x in arrays.items()}
         both = lambda x: {name: op.run(x, chunk=16, implementation=name) for name in ("xla", "reference")}
-        for found in jit(both)(arrays).values():
+        for found in jax.jit(both)(arrays).values():
             assert all(x.dtype == jnp.float64 for x in found)
             close(found, expected, 1e-13)
 
@@ -146,7 +146,7 @@ def test_two_halves_are_one(op):
         return jnp.concatenate((first, second)), end
 
     last = last_segment(segments[:, :22], jnp.zeros(len(SEGMENTS), jnp.int32))
-    out, end = jit(jax.vmap(halves, (by_row, 0, 0, 0)))(arrays, segments, state, last)
+    out, end = jax.jit(jax.vmap(halves, (by_row, 0, 0, 0)))(arrays, segments, state, last)
     out = jnp.where((SEGMENTS != 0)[..., None, None], out, 0)
     close((out, end), oracle(op, arrays, state, SEGMENTS))
 
@@ -176,7 +176,7 @@ def test_a_thousand_steps_do_not_drift(op):
 
     turned = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), along)
     both = lambda s, x, arrays: (jax.lax.scan(step, s, x), op.run(arrays))
-    (state, out), whole = jit(both)(jnp.zeros((1, 2, 5, 3)), turned, arrays)
+    (state, out), whole = jax.jit(both)(jnp.zeros((1, 2, 5, 3)), turned, arrays)
     close((jnp.moveaxis(out, 0, 1), state), whole, 2e-5)
 
 
@@ -185,9 +185,9 @@ def test_bfloat16_inputs(op):
     """Over 4096 tokens the error stays below 2 % of the output: the state is float32 whatever the inputs are."""
     arrays = op.arrays(1, 4096)
     low = {n: x if n in ("log_decay", "beta", "bonus") else x.astype(jnp.bfloat16) for n, x in arrays.items()}
-    out, state = jit(lambda arrays: op.run(arrays))(low)
+    out, state = jax.jit(lambda arrays: op.run(arrays))(low)
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
-    exact = jit(lambda arrays: op.run(arrays))(arrays)[0]
+    exact = jax.jit(lambda arrays: op.run(arrays))(arrays)[0]
     error = np.asarray(out, np.float32) - np.asarray(exact)
     assert np.sqrt(np.square(error).mean() / np.square(exact).mean()) < 0.02
 

@@ -12,7 +12,7 @@ from jaxlm.ops.dplr import dplr
 from jaxlm.ops.triangular import unit_lower_inverse
 from tests.ops.recurrences import *  # noqa: F403
 from tests.ops.recurrences import Op
-from tests.tiny import close, jit
+from tests.tiny import close
 
 
 def run(x, **options):
@@ -57,6 +57,6 @@ def test_inverse_of_unit_lower_triangles(size):
         inverse = unit_lower_inverse(jnp.tril(below, -1))
         return (inverse * jnp.asarray(weights, jnp.float32)).sum(), inverse
 
-    slope, inverse = jit(jax.grad(total, has_aux=True))(jnp.asarray(below, jnp.float32))
+    slope, inverse = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(below, jnp.float32))
     exact = np.linalg.inv(np.eye(size) + np.tril(below, -1))
     close((inverse, slope), (exact, -np.tril(exact.mT @ weights @ exact.mT, -1)))

@@ -14,7 +14,7 @@ from jaxlm.ops.diagonal_scan import diagonal_scan
 from jaxlm.ops.segments import rows_of
 from jaxlm.ops.wkv import Sums, wkv
 from tests.ops.recurrences import SEGMENTS
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 REAL, WIDTH = SEGMENTS != 0, 3
 
@@ -60,7 +60,7 @@ def values_and_slopes(arrays, rows, **options):
         total = jnp.sin(jnp.real(h)).sum() + jnp.cos(jnp.imag(h)).sum() + jnp.sin(jnp.abs(last)).sum()
         return total, (h, last)
 
-    slope, values = jit(jax.grad(loss, has_aux=True))(arrays)
+    slope, values = jax.jit(jax.grad(loss, has_aux=True))(arrays)
     return parts(values), parts(slope)
 
 
@@ -89,22 +89,22 @@ def test_float64():
         rows = rows_of(jnp.asarray(SEGMENTS))
         for implementation in ("xla", "reference"):
             run = functools.partial(diagonal_scan, rows=rows, chunk=7, implementation=implementation)
-            close(parts(jit(run)(g, x, state=state)), parts(oracle(g, x, state)), 1e-13)
+            close(parts(jax.jit(run)(g, x, state=state)), parts(oracle(g, x, state)), 1e-13)
 
 
 def test_neither_rows_nor_a_state_and_two_halves_and_vmap():
     g, x, _ = draw("real")
     expected = oracle(g, x, np.zeros((len(x), WIDTH)), np.ones_like(SEGMENTS))
     options = {"chunk": 8, "implementation": "xla"}
-    close(jit(lambda g, x: diagonal_scan(g, x, **options))(g, x), expected)
+    close(jax.jit(lambda g, x: diagonal_scan(g, x, **options))(g, x), expected)
 
     def halves(g, x):
         first, middle = diagonal_scan(g[:, :13], x[:, :13], **options)
         second, last = diagonal_scan(g[:, 13:], x[:, 13:], state=middle, **options)
         return jnp.concatenate((first, second), 1), last
 
-    close(jit(halves)(g, x), expected)
-    close(jit(jax.vmap(lambda g, x: diagonal_scan(g[None], x[None], **options)[0][0]))(g, x), expected[0])
+    close(jax.jit(halves)(g, x), expected)
+    close(jax.jit(jax.vmap(lambda g, x: diagonal_scan(g[None], x[None], **options)[0][0]))(g, x), expected[0])
 
 
 def test_decays_of_all_sizes_side_by_side():
@@ -174,7 +174,7 @@ def test_wkv(size):
                 out, last = wkv(k, v, w, u, rows=rows, state=state, chunk=7, implementation=implementation)
                 return jnp.sin(jnp.where(rows.real[..., None], out, 0)).sum(), (out, last)
 
-            slope, (out, last) = jit(jax.grad(loss, (0, 1, 2, 3, 4), has_aux=True))(k, v, w, u, state)
+            slope, (out, last) = jax.jit(jax.grad(loss, (0, 1, 2, 3, 4), has_aux=True))(k, v, w, u, state)
             close(np.where(REAL[..., None], out, 0), expected[0])
             sums = [np.asarray(s, np.float64) * np.exp(np.asarray(last.exponent, np.float64)) for s in last[:2]]
             close(np.log(np.abs(sums)), np.log(np.abs(expected[1:])), 1e-4)

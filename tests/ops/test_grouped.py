@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.ops import grouped
 from jaxlm.ops.grouped import grouped_dense
-from tests.tiny import close, jit
+from tests.tiny import close
 
 # Sizes of the groups and rows beyond them: blocks of one row, of several, of the largest size and not divided by it.
 SIZES = {
@@ -48,8 +48,8 @@ def test_equals_a_loop_over_groups(name):
         out, pull = jax.vjp(product, x, w)
         return out, pull(ct)
 
-    found = jit(lambda x, w, sizes: both(lambda x, w: grouped_dense(x, w, sizes), w, x))(x, w, sizes)
-    close(found, jit(lambda x, w: both(lambda x, w: by_loop(x, w, np.asarray(sizes)), w, x))(x, w), 2e-6)
+    found = jax.jit(lambda x, w, sizes: both(lambda x, w: grouped_dense(x, w, sizes), w, x))(x, w, sizes)
+    close(found, jax.jit(lambda x, w: both(lambda x, w: by_loop(x, w, np.asarray(sizes)), w, x))(x, w), 2e-6)
 
 
 def test_second_derivatives():
@@ -58,7 +58,7 @@ def test_second_derivatives():
 
     def twice(product):
         first = jax.grad(lambda xw: jnp.sin(product(*xw)).sum())
-        return jit(jax.grad(lambda xw: sum(jnp.sin(leaf).sum() for leaf in first(xw))))((x, w))
+        return jax.jit(jax.grad(lambda xw: sum(jnp.sin(leaf).sum() for leaf in first(xw))))((x, w))
 
     close(twice(lambda x, w: grouped_dense(x, w, sizes)), twice(lambda x, w: by_loop(x, w, np.asarray(sizes))), 2e-6)
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.ops.mamba3 import Memory, mamba3, turn
 from jaxlm.ops.segments import rows_of
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 BATCH, HEADS, WIDTH, DEPTH, PAIRS = 4, 2, 6, 3, 2
 LENGTH = 19
@@ -78,7 +78,7 @@ def test_it_is_the_formula(chunk, implementation, packed, given):
     segments = SEGMENTS if packed else None
     expected, last = formula(*tokens, memory, segments)
     rows = rows_of(jnp.asarray(SEGMENTS)) if packed else None
-    out, found = jit(
+    out, found = jax.jit(
         lambda tokens, memory, rows: mamba3(
             *tokens, memory=memory, rows=rows, chunk=chunk, implementation=implementation
         )
@@ -98,7 +98,7 @@ def test_gradients_are_the_reference():
             seen = jnp.where(rows.real[..., None, None], jnp.sin(out), 0).sum()
             return seen + sum(jnp.sin(x).sum() for x in after)
 
-        return jit(jax.grad(total, (0, 1)))
+        return jax.jit(jax.grad(total, (0, 1)))
 
     arguments = draw(), draw_memory()
     fast, slow = loss("xla")(*arguments), loss("reference")(*arguments)
@@ -108,9 +108,9 @@ def test_gradients_are_the_reference():
 
 def test_two_halves_are_one():
     tokens, memory = draw(), draw_memory()
-    whole = jit(mamba3)(*tokens, memory=memory)
-    first, between = jit(mamba3)(*(x[:, :8] for x in tokens), memory=memory)
-    second, last = jit(mamba3)(*(x[:, 8:] for x in tokens), memory=between)
+    whole = jax.jit(mamba3)(*tokens, memory=memory)
+    first, between = jax.jit(mamba3)(*(x[:, :8] for x in tokens), memory=memory)
+    second, last = jax.jit(mamba3)(*(x[:, 8:] for x in tokens), memory=between)
     close((jnp.concatenate((first, second), 1), last), whole)
 
 
@@ -119,21 +119,23 @@ def test_extreme_decays_are_finite(rate):
     q, k, v, g, dt, trapezoid, angles = draw(length=40, batch=1)
     rates = np.random.default_rng(2).choice([1e-7, 20.0, 200.0], g.shape) if rate is None else np.full(g.shape, rate)
     tokens = q, k, v, -rates.astype(np.float32), dt, trapezoid, angles
-    close(jit(lambda *x: mamba3(*x, chunk=16)[0])(*tokens), formula(*tokens)[0], 2e-5)
-    gradients = jit(jax.grad(lambda x: jnp.sin(mamba3(*x, chunk=16)[0]).sum()))(tokens)
+    close(jax.jit(lambda *x: mamba3(*x, chunk=16)[0])(*tokens), formula(*tokens)[0], 2e-5)
+    gradients = jax.jit(jax.grad(lambda x: jnp.sin(mamba3(*x, chunk=16)[0]).sum()))(tokens)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
 def test_a_thousand_steps_do_not_drift():
     tokens = draw(length=1000, batch=1, decay=0.02)
-    whole, last = jit(mamba3)(*tokens)
+    whole, last = jax.jit(mamba3)(*tokens)
 
     def step(memory, now):
         out, memory = mamba3(*(x[:, None] for x in now), memory=memory)
         return memory, out[:, 0]
 
     start = jax.tree.map(lambda x: jnp.zeros_like(x), last)
-    memory, steps = jit(lambda t: jax.lax.scan(step, start, [jnp.moveaxis(jnp.asarray(x), 1, 0) for x in t]))(tokens)
+    memory, steps = jax.jit(lambda t: jax.lax.scan(step, start, [jnp.moveaxis(jnp.asarray(x), 1, 0) for x in t]))(
+        tokens
+    )
     close(jnp.moveaxis(steps, 0, 1), whole, 1e-3)
     close(memory.state, last.state, 1e-3)
 
@@ -141,16 +143,16 @@ def test_a_thousand_steps_do_not_drift():
 def test_vmap():
     tokens = draw()
     double = jax.tree.map(lambda x: np.stack((x, x[::-1])), tokens)
-    out = jit(jax.vmap(lambda *x: mamba3(*x, chunk=7)[0]))(*double)
-    one = jit(lambda *x: mamba3(*x, chunk=7)[0])(*tokens)
+    out = jax.jit(jax.vmap(lambda *x: mamba3(*x, chunk=7)[0]))(*double)
+    one = jax.jit(lambda *x: mamba3(*x, chunk=7)[0])(*tokens)
     close(out, np.stack((one, one[::-1])))
 
 
 @pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     q, k, v, *rest = draw(length=4096, batch=1, decay=0.05)
-    exact = jit(mamba3)(q, k, v, *rest)[0]
-    rough = jit(mamba3)(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), *rest)[0]
+    exact = jax.jit(mamba3)(q, k, v, *rest)[0]
+    rough = jax.jit(mamba3)(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), *rest)[0]
     assert np.sqrt(np.mean((rough - exact) ** 2)) < 0.02 * np.sqrt(np.mean(exact**2))
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.mlstm import Memory, mlstm
 from jaxlm.ops.segments import rows_of
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 BATCH, LENGTH, HEADS, WIDTH, DEPTH = 3, 29, 2, 3, 4
 CHUNKS = [7, 64, *slow((1,), (16,))]
@@ -45,7 +45,7 @@ def run(x, rows=None, **form):
 
 
 def jitted(**form):
-    return jit(lambda x, rows=None: run(x, rows, **form))
+    return jax.jit(lambda x, rows=None: run(x, rows, **form))
 
 
 def oracle(x: dict, eps: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ def values_and_gradients(x, rows, **form):
         h = jnp.where(real, h, 0)
         return jnp.sin(h).sum() + sum(jnp.sin(part).sum() for part in memory), (h, memory)
 
-    return jit(jax.grad(total, has_aux=True))(x)
+    return jax.jit(jax.grad(total, has_aux=True))(x)
 
 
 @functools.cache
@@ -141,7 +141,7 @@ def test_single_steps_are_one_pass():
 
     tokens = tuple(jnp.moveaxis(jnp.asarray(x[name]), 1, 0) for name in NAMES)
     start = Memory(*(jnp.asarray(x[name]) for name in "cnm"))
-    state, h = jit(lambda state, tokens: jax.lax.scan(step, state, tokens))(start, tokens)
+    state, h = jax.jit(lambda state, tokens: jax.lax.scan(step, state, tokens))(start, tokens)
     close(jnp.moveaxis(h, 0, 1), whole, 1e-4)
     close(state, last, 1e-4)
 
@@ -149,7 +149,7 @@ def test_single_steps_are_one_pass():
 def test_vmap():
     x = {name: np.concatenate((value, value[:1])) for name, value in draw().items()}
     parts = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), x)
-    halves = jit(jax.vmap(lambda x: run(x, chunk=16)))(parts)
+    halves = jax.jit(jax.vmap(lambda x: run(x, chunk=16)))(parts)
     close(jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), halves), jitted(chunk=16)(x))
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from jaxlm.ops import ponet
 from jaxlm.ops.segments import rows_of
-from tests.tiny import jit
 
 HEADS, WIDTH, LENGTH = 2, 3, 13
 SEGMENTS = np.asarray(
@@ -37,7 +36,7 @@ def weighted(scores, k):
 def test_whole(size):
     q, k, s, x = draw(4)
     rows = rows_of(jnp.asarray(SEGMENTS))
-    found = jit(
+    found = jax.jit(
         lambda q, k, s, x: (
             ponet.whole_global(q, k, rows),
             ponet.whole_segments(s, size, rows),
@@ -74,7 +73,7 @@ def run(q, k, s, segments, size, state=None):
 @pytest.mark.parametrize("size", [1, 3, 20])
 def test_running(size):
     q, k, s = draw(3)
-    everywhere, done, _ = jit(lambda q, k, s: run(q, k, s, SEGMENTS, size))(q, k, s)
+    everywhere, done, _ = jax.jit(lambda q, k, s: run(q, k, s, SEGMENTS, size))(q, k, s)
     for b, at in documents():
         for h in range(HEADS):
             scores = []
@@ -95,11 +94,11 @@ def test_scores_of_any_size_are_carried():
         keys = np.where(np.arange(LENGTH)[:, None, None] == 5, factor, 0) + k
         ones = np.ones_like(q)
         function = lambda k, ones=ones: run(ones, k, s, np.ones_like(SEGMENTS), 3)[0]
-        found = jit(function)(keys)
+        found = jax.jit(function)(keys)
         assert np.isfinite(found).all()
         best = keys[:, :6].sum(-1).argmax(1)  # [B, H]
         picked = np.take_along_axis(keys, best[:, None, :, None], 1)[:, 0]
         if factor > 0:
             np.testing.assert_allclose(found[:, 5], picked, rtol=1e-5)
-        gradient = jit(jax.grad(lambda k, function=function: jnp.sin(function(k)).sum()))(keys)
+        gradient = jax.jit(jax.grad(lambda k, function=function: jnp.sin(function(k)).sum()))(keys)
         assert np.isfinite(gradient).all()

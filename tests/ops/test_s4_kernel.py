@@ -15,7 +15,7 @@ from jaxlm.ops.hippo import legs
 from jaxlm.ops.s4_kernel import Diagonal, Dplr, advance, diagonal_kernel, discretise, dplr_kernel, powers
 from jaxlm.ops.segments import rows_of
 from tests.ops.recurrences import SEGMENTS
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 HEADS = 4
 
@@ -51,12 +51,12 @@ def impulse(length: int, dtype) -> jax.Array:
 @functools.cache
 def answers(length: int):
     """A jitted ``system -> outputs``, one for all systems of a form: what they are is in the arrays."""
-    return jit(lambda s: advance(s, impulse(length, s.c.real.dtype), states=8)[0][0])
+    return jax.jit(lambda s: advance(s, impulse(length, s.c.real.dtype), states=8)[0][0])
 
 
 @functools.cache
 def kernels(kernel, length: int):
-    return jit(lambda s: kernel(s, length))
+    return jax.jit(lambda s: kernel(s, length))
 
 
 @pytest.mark.parametrize("length", [1, 37, 1024, *slow((2,))])
@@ -79,7 +79,7 @@ def test_kernels_are_answers_to_an_impulse(length):
 def test_angles_of_thousands_of_turns():
     angle = np.float32(np.random.default_rng(0).uniform(-100, 100, 64))
     for exponents in (np.arange(4096), 64 * np.arange(4096)):
-        found = jit(lambda g, e=exponents: powers(g, jnp.asarray(e)))(jnp.asarray(1j * angle, jnp.complex64))
+        found = jax.jit(lambda g, e=exponents: powers(g, jnp.asarray(e)))(jnp.asarray(1j * angle, jnp.complex64))
         exact = np.exp(1j * exponents[:, None] * angle.astype(np.float64))
         assert np.abs(found - exact).max() < 1e-6
 
@@ -93,10 +93,10 @@ def test_recurrence_with_documents_and_a_state(size):
     rows = rows_of(jnp.asarray(SEGMENTS))
     name, make, _ = next(iter(systems(8)))
     system = narrow(make(False))
-    y, last = jit(lambda u, s: advance(system, u, rows=rows, state=s, states=4, chunk=size))(u, start)
+    y, last = jax.jit(lambda u, s: advance(system, u, rows=rows, state=s, states=4, chunk=size))(u, start)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float64)), system)
-        token = jit(lambda x, u: (exact.step(x, u), exact.read(exact.step(x, u))))
+        token = jax.jit(lambda x, u: (exact.step(x, u), exact.read(exact.step(x, u))))
         for row, marks in enumerate(SEGMENTS):
             x, before = jnp.asarray(start[row], jnp.complex128), 0
             for i in np.flatnonzero(marks):
@@ -123,7 +123,7 @@ def test_convolution_of_documents(length, reach):
             for channel in range(2):
                 full = np.convolve(x[row, at, channel].astype(np.float64), kernel[:, channel].astype(np.float64))
                 expected[row, at, channel] = full[: len(at)]
-    run = jit(lambda x, k: fft_conv(x, k, rows=rows_of(jnp.asarray(segments))))
+    run = jax.jit(lambda x, k: fft_conv(x, k, rows=rows_of(jnp.asarray(segments))))
     real = segments != 0
     found = np.asarray(run(x, kernel))
     close(found[real], expected[real])
@@ -132,7 +132,7 @@ def test_convolution_of_documents(length, reach):
     np.testing.assert_array_equal(changed[real & ~other], found[real & ~other])
     plain = np.stack([np.convolve(x[0, :, c], kernel[:, c])[:length] for c in range(2)], -1)
     close(fft_conv(jnp.asarray(x[:1]), jnp.asarray(kernel))[0], plain)
-    slope = lambda rows: jit(jax.grad(lambda x, k: jnp.sin(fft_conv(x, k, rows=rows)).sum(), (0, 1)))(x, kernel)
+    slope = lambda rows: jax.jit(jax.grad(lambda x, k: jnp.sin(fft_conv(x, k, rows=rows)).sum(), (0, 1)))(x, kernel)
     close(slope(rows_of(jnp.ones_like(segments))), slope(None), 2e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.ops.scalar_decay import scalar_decay
 from jaxlm.ops.segments import rows_of
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 BATCH, LENGTH, GROUPS, HEADS, WIDTH, DEPTH = 4, 37, 2, 4, 3, 5
 CHUNKS = [7, 64, *slow((1,), (16,))]  # 64 is more than there are tokens
@@ -56,7 +56,7 @@ def run(x: dict, rows=None, **form):
 
 
 def jitted(**form):
-    return jit(lambda x, rows=None: run(x, rows, **form))
+    return jax.jit(lambda x, rows=None: run(x, rows, **form))
 
 
 def oracle(x: dict, segments: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,7 @@ def values_and_gradients(x, rows, **form):
         out = jnp.where(real, out, 0)
         return jnp.sin(out).sum() + jnp.sin(state).sum(), (out, state)
 
-    return jit(jax.grad(total, has_aux=True))(x)
+    return jax.jit(jax.grad(total, has_aux=True))(x)
 
 
 @functools.cache
@@ -197,7 +197,7 @@ def test_a_thousand_steps_do_not_drift():
         return state, out[:, 0]
 
     tokens = tuple(jnp.moveaxis(jnp.asarray(x[name]), 1, 0) for name in ("q", "k", "v", "log_decay"))
-    state, out = jit(lambda state, tokens: jax.lax.scan(step, state, tokens))(jnp.asarray(x["state"]), tokens)
+    state, out = jax.jit(lambda state, tokens: jax.lax.scan(step, state, tokens))(jnp.asarray(x["state"]), tokens)
     close(jnp.moveaxis(out, 0, 1), whole, 1e-4)
     close(state, last, 1e-4)
 
@@ -205,7 +205,7 @@ def test_a_thousand_steps_do_not_drift():
 def test_vmap():
     x = draw()
     parts = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), x)
-    halves = jit(jax.vmap(lambda x: run(x, chunk=16)))(parts)
+    halves = jax.jit(jax.vmap(lambda x: run(x, chunk=16)))(parts)
     close(jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), halves), jitted(chunk=16)(x))
 
 

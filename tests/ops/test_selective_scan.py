@@ -13,7 +13,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.ops.segments import rows_of
 from jaxlm.ops.selective_scan import selective_scan
 from tests.ops.recurrences import SEGMENTS
-from tests.tiny import close, jit, slow
+from tests.tiny import close, slow
 
 CHANNELS, STATES, GROUPS = 4, 3, 2
 
@@ -60,7 +60,7 @@ def values_and_slopes(arrays, rows, **options):
         y = y if rows is None else jnp.where(rows.real[..., None], y, 0)
         return jnp.sin(y).sum() + jnp.cos(last).sum(), (y, last)
 
-    slope, values = jit(jax.grad(loss, has_aux=True))(arrays)
+    slope, values = jax.jit(jax.grad(loss, has_aux=True))(arrays)
     return values, slope
 
 
@@ -100,13 +100,13 @@ def test_two_halves_are_one_and_vmap():
     expected = oracle(arrays, np.ones_like(SEGMENTS))
     along = ("u", "delta", "b", "c")
     cut = lambda at: {name: x[:, at] if name in along else x for name, x in arrays.items()}
-    run = jit(functools.partial(selective_scan, chunk=8))
+    run = jax.jit(functools.partial(selective_scan, chunk=8))
     first, middle = run(**cut(slice(0, 13)))
     second, last = run(**{**cut(slice(13, None)), "state": middle})
     close((jnp.concatenate((first, second), 1), last), expected)
     axes = {name: 0 if name in (*along, "state") else None for name in arrays}
     one = lambda x: selective_scan(**{n: v if axes[n] is None else v[None] for n, v in x.items()}, chunk=8)[0][0]
-    close(jit(jax.vmap(one, (axes,)))(arrays), expected[0])
+    close(jax.jit(jax.vmap(one, (axes,)))(arrays), expected[0])
 
 
 @pytest.mark.parametrize("implementation", ["xla", "tree"])

@@ -10,7 +10,7 @@ import pytest
 from jaxlm.core.errors import ConfigError
 from jaxlm.model import decoder
 from jaxlm.position.abacus import Abacus, runs
-from tests.tiny import VOCABULARY, jit, params_of, tiny, tokens_of
+from tests.tiny import VOCABULARY, params_of, tiny, tokens_of
 
 DIGITS = (2, 3, 5, 7)
 EMPTY = Abacus().start(6)
@@ -98,7 +98,7 @@ def test_beyond_the_table_is_nan():
 def test_training_reaches_the_model():
     spec = spec_of()
     params, tokens = params_of(spec), tokens_of(4, 9)
-    forward = jit(lambda key: decoder.forward(spec, params, tokens, train=True, rng=key).logits)
+    forward = jax.jit(lambda key: decoder.forward(spec, params, tokens, train=True, rng=key).logits)
     assert np.abs(forward(jax.random.key(0)) - forward(jax.random.key(1))).max() > 1e-2
     with pytest.raises(ConfigError, match="'abacus' draws offsets in training"):
         decoder.forward(spec, params, tokens, train=True)

@@ -20,7 +20,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import PositionEncoding
 from jaxlm.model import decoder
 from jaxlm.position.rotary import Rotary
-from tests.tiny import VOCABULARY, caller, close, count_positions, jit, params_of, stream, tiny, tokens_of
+from tests.tiny import VOCABULARY, caller, close, count_positions, params_of, stream, tiny, tokens_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,8 +272,8 @@ def test_gradients_equal_the_reference(case):
             out = decoder.forward(spec, params, TOKENS, segment_ids=SEGMENTS, positions=POSITIONS)
             return jnp.sum(jnp.sin(out.logits) * REAL[..., None])
 
-        # Not `jit`, whose other emitters round more: CLEX's equation makes 3e-5 of that.
-        return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(model(case)[1])
+        # The suite's hurried programs round more: through CLEX's equation by 3e-5.
+        return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 1})(model(case)[1])
 
     fast, slow = gradients("xla"), gradients("reference")
     close(fast, slow, 2e-5)
@@ -292,7 +292,7 @@ def test_beyond_what_it_can_represent(case):
     calls = [
         lambda: decoder.forward(spec, params, long),
         lambda: decoder.forward(spec, params, long[:, :1], positions=far[0]),
-        lambda: jit(lambda p: decoder.forward(spec, p, long[:, :1], positions=far).logits)(params),
+        lambda: jax.jit(lambda p: decoder.forward(spec, p, long[:, :1], positions=far).logits)(params),
         lambda: jaxlm.init_state(jaxlm.LanguageModel(spec), 1, limit + 1),
     ]
     for call in calls:

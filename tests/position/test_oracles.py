@@ -21,7 +21,7 @@ from jaxlm.position.rotary import Rotary
 from jaxlm.position.t5_bias import bucket
 from jaxlm.position.temperature import Temperature
 from pallas_kernels.block_sparse_attention.call import aimed_at
-from tests.tiny import close, draw_params, jit, tiny
+from tests.tiny import close, draw_params, tiny
 
 BATCH, LENGTH, WIDTH = 2, 9, 24
 SEGMENTS = np.asarray([[1] * 9, [0, 0, 1, 1, 1, 2, 2, 2, 0]], np.int32)
@@ -95,7 +95,7 @@ def oracle(mixer: Attention, p, rotate=lambda x, pos: x, bias=lambda h, i, j: 0.
 
 def ours(mixer: Attention, p, shared) -> jax.Array:
     ctx = Context(positions=jnp.asarray(POSITIONS), segment_ids=jnp.asarray(SEGMENTS), shared=shared)
-    return jit(lambda p, x: mixer(p, x, ctx)[0])(p, X)
+    return jax.jit(lambda p, x: mixer(p, x, ctx)[0])(p, X)
 
 
 def check(position: dict, rest: dict, row_of=None, **rules) -> None:
@@ -124,7 +124,7 @@ def test_rotary_angles_at_long_positions(precision, base, pairing):
     ones = jnp.tile(jnp.asarray(first, jnp.float32), (1, len(positions), 1, 1))
     rotary = Rotary(base=base, pairing=pairing)
     with jax.default_matmul_precision(precision):
-        turned = np.asarray(jit(lambda x, at: rotary.rotate({}, x, at, None))(ones, positions[None]))[0, :, 0]
+        turned = np.asarray(jax.jit(lambda x, at: rotary.rotate({}, x, at, None))(ones, positions[None]))[0, :, 0]
     angle = positions[:, None] * np.float64(base) ** (-2.0 * np.arange(width // 2) / width)
     difference = np.angle((turned[:, first] + 1j * turned[:, ~first]) * np.exp(-1j * angle))
     assert (np.abs(difference) <= 1.2e-7 * angle + 1e-6).all()
@@ -159,7 +159,7 @@ def test_kernels_serve_the_bias(name, args, implementation):
         return jnp.sin(attention(q, k, v, mask=Causal(), bias=bias, implementation=implementation)).sum()
 
     def gradients(implementation):
-        return jit(jax.value_and_grad(lambda *x: loss(*x, implementation), (0, 1, 2, 3)))(p, q, k, v)
+        return jax.jit(jax.value_and_grad(lambda *x: loss(*x, implementation), (0, 1, 2, 3)))(p, q, k, v)
 
     expected = gradients("reference")
     with aimed_at(interpret=True):
@@ -194,7 +194,7 @@ def test_ssmax():
     encoding = registry.get("position", "ssmax")("none")
     p = draw_params(encoding.params(Dims(width=8, heads=3)))
     q, k = np.random.default_rng(0).standard_normal((2, 2, 9, 3, 4)).astype(np.float32)
-    ((sharp, keys, region),) = jit(lambda q, k, at: encoding.views(p, q, k, at, at, None))(q, k, POSITIONS)
+    ((sharp, keys, region),) = jax.jit(lambda q, k, at: encoding.views(p, q, k, at, at, None))(q, k, POSITIONS)
     expected = np.asarray(p["ssmax"]) * np.log(POSITIONS[..., None] + 1.0)
     np.testing.assert_allclose(sharp, q * expected[..., None], rtol=1e-6)
     np.testing.assert_array_equal(keys, k)
@@ -206,7 +206,7 @@ def test_log_n_by_the_length():
     encoding = registry.get("position", "log_n")("none", original=6, least=0.0, count="length")
     q = np.random.default_rng(0).standard_normal((2, 9, 3, 4)).astype(np.float32)
     for length, n in ((None, POSITIONS.max(1) + 1), (100, np.full(2, 100))):
-        ((sharp, _, _),) = jit(lambda q, at, length=length: encoding.views({}, q, q, at, at, length))(q, POSITIONS)
+        ((sharp, _, _),) = jax.jit(lambda q, at, length=length: encoding.views({}, q, q, at, at, length))(q, POSITIONS)
         np.testing.assert_allclose(sharp, q * (np.log(n) / math.log(6))[:, None, None, None], rtol=1e-6)
 
 
@@ -245,7 +245,7 @@ def test_alibi_rounded_to_bfloat16():
     tile = registry.get("position", "alibi")(**args).bias({}, jnp.zeros((1, 1, 4, 6)), None, None, None).tile
     positions = np.asarray([[3, 300, 5001]])
     expected = [[bias(h, 0, int(j)) for j in positions[0]] for h in range(4)]
-    np.testing.assert_array_equal(jit(tile)(positions[:, :1], positions)[0, :, 0], np.asarray(expected, np.float32))
+    np.testing.assert_array_equal(jax.jit(tile)(positions[:, :1], positions)[0, :, 0], np.asarray(expected, np.float32))
 
 
 def test_t5_bias():
@@ -302,7 +302,7 @@ def test_a_sink_under_gradients_and_views_without_keys():
         return jnp.einsum("bgrlt,btgk,grkd->bld", weights, v, p["out"])
 
     ctx = Context(positions=jnp.asarray(POSITIONS), segment_ids=jnp.asarray(SEGMENTS))
-    gradient = lambda f: jit(jax.grad(lambda p, x: jnp.sin(f(p, x)).sum(), argnums=(0, 1)))(p, X)
+    gradient = lambda f: jax.jit(jax.grad(lambda p, x: jnp.sin(f(p, x)).sum(), argnums=(0, 1)))(p, X)
     close(gradient(lambda p, x: mixer(p, x, ctx)[0]), gradient(reference), 2e-6)
 
 
@@ -327,7 +327,7 @@ def test_learned_rows_and_nothing_outside_the_table(offset):
     assert encoding.max_positions() == 5
     table = draw_params(encoding.params(Dims(width=4)))["table"]
     assert table.shape == (5 + offset, 4)
-    embed = jit(lambda positions: encoding.embed({"table": table}, positions, 4))
+    embed = jax.jit(lambda positions: encoding.embed({"table": table}, positions, 4))
     rows = np.asarray(embed(np.asarray([[4, 0, 5, -1]])))
     np.testing.assert_array_equal(rows[0, :2], np.asarray(table)[[4 + offset, offset]])
     assert np.isnan(rows[0, 2:]).all()
@@ -361,7 +361,7 @@ class TestDraws:
 
     def draw(self, name: str, seed: int, plain: np.ndarray) -> np.ndarray:
         encoding = registry.get("position", name)(max_position=self.highest)
-        return np.asarray(jit(encoding.draw)(jax.random.key(seed), plain))
+        return np.asarray(jax.jit(encoding.draw)(jax.random.key(seed), plain))
 
     def test_a_row_is_a_uniform_subset_in_order(self, name):
         plain = np.tile(np.arange(self.length, dtype=np.int32), (self.rows, 1))

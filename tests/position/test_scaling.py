@@ -31,7 +31,7 @@ from jaxlm.position.scaling.power import Power
 from jaxlm.position.scaling.truncated import Truncated
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.step import Trainer
-from tests.tiny import close, draw_params, jit, params_of, tiny, tokens_of
+from tests.tiny import close, draw_params, params_of, tiny, tokens_of
 
 BASE, WIDTH = 700.0, 12
 PLAIN = BASE ** (-np.arange(0, WIDTH, 2) / WIDTH)
@@ -227,7 +227,7 @@ class TestClex:
 
     def test_gradients_by_finite_differences(self):
         p, weights = self.p(), np.random.default_rng(5).standard_normal((4, WIDTH // 2))
-        ours = jit(jax.grad(lambda p: jnp.sum(jnp.log(self.scaling.table(p, BASE, WIDTH)) * weights)))(p)
+        ours = jax.jit(jax.grad(lambda p: jnp.sum(jnp.log(self.scaling.table(p, BASE, WIDTH)) * weights)))(p)
         value = lambda p: np.sum(np.log(self.solution(p, np.tanh, BASE, BASE, [1.0, 2.0, 3.0, 4.0])) * weights)
         for name in p:
             for at in ((0, 0), (3, 2), (5, 1)):
@@ -263,7 +263,7 @@ class TestClex:
         """First and last are fixed, between them lies a uniform subset in order, and t is uniform and found again."""
         spec = tiny({"position": Rotary(scaling=self.scaling)})
         plain = jnp.tile(jnp.arange(10, dtype=jnp.int32), (50, 1))
-        draw = jit(lambda key: decoder.draw_positions(spec, key, plain, train=True))
+        draw = jax.jit(lambda key: decoder.draw_positions(spec, key, plain, train=True))
         assert decoder.draw_positions(spec, jax.random.key(0), plain) is None  # in use, positions are plain
         drawn = np.stack([draw(jax.random.key(seed)) for seed in range(400)])
         assert (drawn[..., 0] == 0).all() and (np.diff(drawn, axis=-1) > 0).all()
@@ -298,7 +298,7 @@ class TestClex:
     def test_positions_of_long_rows_and_ragged_ones(self):
         """Beyond the training length t stays where its equation reaches; padding and segments read their row's draw."""
         plain = np.concatenate((np.tile(np.arange(25), (2, 1)), np.tile([0, 1, 2, 0, 1] + [0] * 20, (2, 1))))
-        draw = jit(lambda key: self.scaling.draw_training(key, jnp.asarray(plain, jnp.int32)))
+        draw = jax.jit(lambda key: self.scaling.draw_training(key, jnp.asarray(plain, jnp.int32)))
         for seed in range(30):
             drawn = np.asarray(draw(jax.random.key(seed)))
             assert (drawn[:2] == np.arange(25)).all()  # 4 * 10 // 25 = 1

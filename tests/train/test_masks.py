@@ -32,7 +32,7 @@ from jaxlm.attention.mask import (
 from jaxlm.core import registry
 from jaxlm.core.mask import Mask
 from jaxlm.model import decoder
-from tests.tiny import VOCABULARY, jit, params_of, tiny, tokens_of
+from tests.tiny import VOCABULARY, params_of, tiny, tokens_of
 
 LENGTH, STEPS = 150, 20
 IDS = tuple(1 + i // 60 for i in range(LENGTH))
@@ -73,7 +73,7 @@ def losses(mask: Mask, implementation: str) -> np.ndarray:
         assert logits is not None and logits.shape[-1] == VOCABULARY
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    @jit
+    @jax.jit
     def train(params):
         def step(carry, _):
             params, state = carry

@@ -18,7 +18,7 @@ from jaxlm.tokenize.sampled_unigram import sample_unigram
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
 from jaxlm.train.tokenizer_transfer import TransferTrainer
-from tests.tiny import draw_params, jit, params_of, tiny
+from tests.tiny import draw_params, params_of, tiny
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "a lazy fox jumps over the quick dog", "naïve"] * 2
 SOURCE = BpeTokenizer.train(TEXTS, 280)
@@ -34,17 +34,17 @@ def batch_of(seed, size=300):
 
 
 def loss_of(objective, params, batch, base=BASE):
-    return jit(lambda p, b: objective.loss(MODEL, {"base": b, "hypernetwork": p}, batch, None))(params, base)
+    return jax.jit(lambda p, b: objective.loss(MODEL, {"base": b, "hypernetwork": p}, batch, None))(params, base)
 
 
 def test_the_loss_by_hand():
     batch, objective = batch_of(0), TokenizerTransfer(lexical_weight=0.3)
     params = draw_params(NETWORK.params(SPEC), seed=1)
     total, metrics = loss_of(objective, params, batch)
-    tables = jit(lambda p: MODEL.predict({"base": BASE, "hypernetwork": p}, batch))(params)
+    tables = jax.jit(lambda p: MODEL.predict({"base": BASE, "hypernetwork": p}, batch))(params)
     own = MODEL.with_tables({"base": BASE}, tables)
     spec = dataclasses.replace(SPEC, vocab_size=304, head_bias=True)
-    logits = jit(lambda p: decoder.forward(spec, p, batch["tokens"], segment_ids=batch["segment_ids"]).logits)(own)
+    logits = jax.jit(lambda p: decoder.forward(spec, p, batch["tokens"], segment_ids=batch["segment_ids"]).logits)(own)
     losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["targets"][..., None], -1)[..., 0]
     nats, weight = (losses * batch["weights"]).sum(), batch["weights"].sum()
     shared = np.flatnonzero(batch["shared"] >= 0)
@@ -62,9 +62,11 @@ def test_the_loss_by_hand():
 def test_no_gradient_reaches_the_model_and_none_is_lost_at_the_start():
     """An untrained network is exactly on the shared rows, where a distance has no derivative."""
     trainer = TransferTrainer(MODEL, TokenizerTransfer(), Optimizer(), 10)
-    state, batch = jit(trainer.init)(jax.random.key(0)), batch_of(1)
+    state, batch = jax.jit(trainer.init)(jax.random.key(0)), batch_of(1)
     objective = TokenizerTransfer()
-    gradient = jit(jax.grad(lambda b, p: objective.loss(MODEL, {"base": b, "hypernetwork": p}, batch, None)[0], (0, 1)))
+    gradient = jax.jit(
+        jax.grad(lambda b, p: objective.loss(MODEL, {"base": b, "hypernetwork": p}, batch, None)[0], (0, 1))
+    )
     of_base, of_network = gradient(BASE, state.params)
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(of_base))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(of_network))
@@ -76,8 +78,8 @@ def test_it_learns():
     optimizer = Optimizer(schedule=Schedule(kind="constant", peak=3e-3, warmup=0.0), weight_decay=0.0)
     trainer = TransferTrainer(MODEL, TokenizerTransfer(lexical_weight=0.1), optimizer, 30)
     before = jax.tree.map(lambda a: np.asarray(a).copy(), BASE)
-    state, held = jit(trainer.init)(jax.random.key(0)), batch_of(99)
-    step, evaluate = jit(trainer.step), jit(trainer.evaluate)
+    state, held = jax.jit(trainer.init)(jax.random.key(0)), batch_of(99)
+    step, evaluate = jax.jit(trainer.step), jax.jit(trainer.evaluate)
     first = evaluate(state.params, BASE, held)["loss"]
     start = state.params
     for seed in range(12):

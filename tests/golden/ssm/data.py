@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.tiny import jit
-
 Data = dict[str, np.ndarray]
 
 
@@ -43,7 +41,7 @@ def check_values_and_gradients(
 
     # Of one program, which costs half of what compiling the values by themselves would add.
     run = jax.grad(total, has_aux=True) if wanted else lambda chosen: ({}, total(chosen)[1])
-    gradients, out = jit(run)({name: given[name] for name in wanted or inputs})
+    gradients, out = jax.jit(run)({name: given[name] for name in wanted or inputs})
     for name, value in out.items():
         close(value, data[f"out_{name}"], name=name)
     for name in wanted:

@@ -17,7 +17,7 @@ from jaxlm.mixer.gated_delta_net import GatedDeltaNet
 from jaxlm.ops.delta_rule import delta_rule
 from jaxlm.ops.dplr import dplr
 from tests.golden.ssm.data import check_values_and_gradients, close, files
-from tests.tiny import jit, slow
+from tests.tiny import slow
 
 ways = pytest.mark.parametrize(
     ("chunk", "implementation"), [(7, "xla"), (64, "xla"), *slow((1, "xla"), (16, "xla"), (64, "reference"))]
@@ -122,5 +122,5 @@ def test_gated_delta_net_layer(golden, implementation):
         mixer, x = dataclasses.replace(mixer, implementation=implementation), jnp.asarray(data["in_x"])
         assert jax.tree.map(np.shape, params) == map_specs(lambda _, spec: spec.shape, mixer.params(Dims(x.shape[-1])))
         ctx = Context(positions=jnp.arange(x.shape[1])[None])
-        y, _ = jit(functools.partial(mixer, ctx=ctx))(jax.tree.map(jnp.asarray, params), x)
+        y, _ = jax.jit(functools.partial(mixer, ctx=ctx))(jax.tree.map(jnp.asarray, params), x)
         close(y, data["out_y"])

@@ -19,7 +19,7 @@ from jaxlm.ops.s4_kernel import discretise
 from jaxlm.ops.segments import rows_of
 from jaxlm.ops.selective_scan import selective_scan
 from tests.golden.ssm.data import check_values_and_gradients, close, files
-from tests.tiny import jit, slow
+from tests.tiny import slow
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_rglru(golden, chunk, implementation):
         given = {name[3:]: jnp.asarray(value) for name, value in data.items() if name.startswith("in_")}
         step, again = jnp.asarray(data["step_x"]), jnp.zeros(data["step_x"].shape[:2], bool)
         one = lambda x, h: rg_lru(step, *gates(x, step), x["a_param"], again, state=h)  # noqa: B023
-        y, h = jit(one)(given, jnp.asarray(data["out_last_h"]))
+        y, h = jax.jit(one)(given, jnp.asarray(data["out_last_h"]))
         close(y, data["step_y"], name="step_y")
         close(h, data["step_h"], name="step_h")
 
@@ -91,18 +91,18 @@ def test_s5(golden, rule, implementation):
             log_a, b = discretise(a, pairs(p["B"]).T, jnp.exp(p["log_step"][:, 0]), rule)
             u = jnp.asarray(data["in_x"])[None]
             scan = functools.partial(multi_scan, chunk=4, implementation=implementation)
-            y, _ = jit(scan)(log_a, b, pairs(p["C"]).T, u)
+            y, _ = jax.jit(scan)(log_a, b, pairs(p["C"]).T, u)
             np.testing.assert_allclose((y + p["D"] * u)[0], data["out_y"], rtol=0, atol=1e-10)
 
 
 def whole(mixer, p, x):
-    return jit(lambda p, x: mixer(p, x, Context(positions=jnp.zeros((1, 1), jnp.int32)))[0])(p, x)
+    return jax.jit(lambda p, x: mixer(p, x, Context(positions=jnp.zeros((1, 1), jnp.int32)))[0])(p, x)
 
 
 def in_pieces(mixer, p, x, pieces):
     """Outputs of ``pieces`` of x one after the other, and the state after each."""
     state = mixer.init_state(Dims(width=x.shape[-1]), len(x), x.shape[1], jnp.float32, None)
-    run = jit(lambda x, state: mixer(p, x, Context(positions=jnp.zeros((1, x.shape[1]), jnp.int32)), state))
+    run = jax.jit(lambda x, state: mixer(p, x, Context(positions=jnp.zeros((1, x.shape[1]), jnp.int32)), state))
     found, at = [], 0
     for size in pieces:
         y, state = run(x[:, at : at + size], state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from jaxlm.ops.lstm import lstm
 from jaxlm.ops.mamba3 import Memory, mamba3
 from jaxlm.ops.segments import rows_of
 from tests.golden.ssm.data import check_values_and_gradients, close, files
-from tests.tiny import jit, slow
+from tests.tiny import slow
 
 
 def test_lstm(golden):
@@ -26,7 +27,7 @@ def test_lstm(golden):
             w, r = (a.reshape(4, size, -1).transpose(2, 0, 1) for a in (w, r))
             bias = (data[f"param_bias_ih_l{i}"] + data[f"param_bias_hh_l{i}"]).reshape(4, size)
             state = jnp.asarray(data["in_h0"][i]), jnp.asarray(data["in_c0"][i])
-            x, (h, c) = jit(lstm)(x, w, r, bias, state=state)
+            x, (h, c) = jax.jit(lstm)(x, w, r, bias, state=state)
             hs.append(h)
             cs.append(c)
         close(x, data["out_y"], name="y")
@@ -81,8 +82,8 @@ def test_ponet(golden):
             out = pooled * o + ponet.whole_local(local, 3, rows)
             return out.reshape(*out.shape[:2], -1)
 
-        close(jit(run, static_argnums=5)(q, k, o, segment, local, None), data["out_nomask"])
-        out = jit(run)(q, k, o, segment, local, rows_of(jnp.asarray(data["in_mask"], jnp.int32)))
+        close(jax.jit(run, static_argnums=5)(q, k, o, segment, local, None), data["out_nomask"])
+        out = jax.jit(run)(q, k, o, segment, local, rows_of(jnp.asarray(data["in_mask"], jnp.int32)))
         close(out * data["in_mask"][..., None], data["out_mask"])
 
 

@@ -22,7 +22,6 @@ from jaxlm.ops.s4_kernel import (
     generating_kernel,
 )
 from tests.golden.ssm.data import close, files
-from tests.tiny import jit
 
 
 def test_hippo(golden):
@@ -66,7 +65,7 @@ def test_s4_with_half_the_pairs(golden):
     for data in files(golden, "s4_dplr_half"):
         length = int(data["arg_L"])
         system = Dplr(*(jnp.asarray(data[f"in_{name}"]) for name in ("Lambda", "P", "B", "C", "dt")))
-        kernel = jit(dplr_kernel, static_argnums=1)(system, length)
+        kernel = jax.jit(dplr_kernel, static_argnums=1)(system, length)
         close(kernel.T, data["out_K_dense_f64"], name="powers")
         both = lambda x: jnp.concatenate((x, x.conj()), -1)
         tilde = jnp.asarray(data["in_C_tilde"])
@@ -74,7 +73,7 @@ def test_s4_with_half_the_pairs(golden):
         close(generating_kernel(*parts, system.dt, length), data["out_K_dense_f64"], name="generating function")
         u = jnp.moveaxis(jnp.asarray(data["in_u"]), 1, 2)
         close(jnp.moveaxis(fft_conv(u, kernel), 1, 2), data["out_y"], name="convolution")
-        y, _ = jit(functools.partial(advance, states=system.b.shape[-1], chunk=7))(system, u)
+        y, _ = jax.jit(functools.partial(advance, states=system.b.shape[-1], chunk=7))(system, u)
         close(jnp.moveaxis(y, 1, 2), data["out_y"], name="recurrence")
 
 
@@ -83,10 +82,10 @@ def test_s4d(golden, init):
     for data in files(golden, f"s4d_{init}"):
         a, b, c = (jnp.asarray(data[f"in_{name}"]) for name in "ABC")
         system = Diagonal(*discretise(a, b, jnp.asarray(data["in_dt"])[:, None], str(data["arg_disc"])), c)
-        kernel = jit(diagonal_kernel, static_argnums=1)(system, int(data["arg_L"]))
+        kernel = jax.jit(diagonal_kernel, static_argnums=1)(system, int(data["arg_L"]))
         close(kernel.T, data["out_K_f64"], name="kernel")
         u, skip = jnp.moveaxis(jnp.asarray(data["in_u"]), 1, 2), jnp.asarray(data["in_D"])
         close(jnp.moveaxis(fft_conv(u, kernel) + skip * u, 1, 2), data["out_y"], name="convolution")
-        y, last = jit(functools.partial(advance, states=b.shape[-1], chunk=16))(system, u)
+        y, last = jax.jit(functools.partial(advance, states=b.shape[-1], chunk=16))(system, u)
         close(jnp.moveaxis(y + skip * u, 1, 2), data["out_y"], name="recurrence")
         close(last, data["out_final_state"], name="state")

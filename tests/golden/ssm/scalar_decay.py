@@ -16,7 +16,7 @@ from jaxlm.mixer.retnet import log_decays
 from jaxlm.ops.mlstm import mlstm
 from jaxlm.ops.scalar_decay import scalar_decay
 from tests.golden.ssm.data import Data, check_values_and_gradients, close, files
-from tests.tiny import jit, slow
+from tests.tiny import slow
 
 CHUNKS = [7, 64]
 forms = pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def caller(method: Mamba2):
     def call(p, x, segments=None, state=None):
         return method(p, x, Context(positions=jnp.arange(x.shape[1])[None], segment_ids=segments), state)
 
-    return jit(call)
+    return jax.jit(call)
 
 
 @forms
