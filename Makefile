@@ -2,16 +2,17 @@
 # pyproject.toml that the target uses. A stamp per extra is renewed when either file changes.
 PYTHON ?= python3
 VENV   ?= .venv
+CONSTRAINTS ?= constraints.txt
 RUN    := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-aot compile-tests lint bench clean
+.PHONY: help demo test test-all test-aot compile-tests lint docs results bench wheel-smoke clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=path the environment."
 
 demo: $(VENV)/.with-plots ## the headline of the length-generalization study on a CPU: a table and a figure in runs/demo
@@ -20,7 +21,7 @@ demo: $(VENV)/.with-plots ## the headline of the length-generalization study on 
 test: $(VENV)/.with-test ## the suite of a CPU-only computer
 	$(PYTEST) -m "not slow and not tpu and not gpu and not aot"
 
-test-all: $(VENV)/.with-test $(VENV)/.with-torch ## the same with the slow tests and the comparisons with PyTorch
+test-all: $(VENV)/.with-test $(VENV)/.with-torch $(VENV)/.with-notebooks ## the same with slow tests, notebooks and comparisons with PyTorch
 	$(PYTEST) -m "not tpu and not gpu and not aot"
 
 test-aot: ## kernels through the compilers for TPU and CUDA, with no chip there, in .venv-aot
@@ -33,11 +34,20 @@ lint: $(VENV)/.with-dev ## ruff and pyright
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
+docs: $(VENV)/.with-docs ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+results: $(VENV)/.with-plots ## tables and figures of committed results from their files, and the pages; trains nothing
+	$(RUN) -m experiments.render_results
+
 bench: $(VENV)/.with-plots ## our training step beside the peers that are installed, into runs/bench
 	$(RUN) -m experiments.benchmark --suite=train_step --workdir=runs/bench
 
+wheel-smoke: ## build wheel and sdist, install the wheel for PYTHON in a throw-away environment, and use it there
+	$(PYTHON) tests/packaging/smoke.py --python=$(PYTHON) --constraint=$(CONSTRAINTS)
+
 clean: ## remove caches and build outputs (not .venv, not runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 $(RUN):
@@ -48,6 +58,6 @@ $(RUN):
 
 $(VENV)/.with-%: pyproject.toml constraints.txt | $(RUN)
 	@echo "installing jaxlm[$*] into $(VENV); the first time this takes a minute or two:"
-	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]" \
+	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]" \
 	  | awk '/^ *Collecting/ {sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf "%s ", $$2; fflush()} END {print "done."}'
 	@touch $@

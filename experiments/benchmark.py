@@ -25,41 +25,39 @@ keep_freed_memory()  # for all contestants, as `experiments.flags.run` does
 import importlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
 
-from absl import app, flags, logging  # noqa: E402
+from absl import flags  # noqa: E402
 
-from jaxlm.core.errors import ConfigError, choose  # noqa: E402
+from experiments import command, startup  # noqa: E402
+from jaxlm.core.errors import choose  # noqa: E402
 
 SUITES = ("train_step", "decode", "attention", "recurrence", "tokenize", "delete_gate", "bytes")
 
-SUITE = flags.DEFINE_string("suite", "train_step", f"what to measure: {', '.join(SUITES)}")
-WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "folder for the JSON")
-ROUNDS = flags.DEFINE_integer("rounds", 10, "rounds; each contestant runs once a round", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 3, "steps of a contestant in a round", lower_bound=1)
-THREADS = flags.DEFINE_integer("threads", 2, "threads of the peers; decode takes one", lower_bound=1)
+FLAGS = flags.FlagValues()
+SUITE = flags.DEFINE_string("suite", "train_step", f"what to measure: {', '.join(SUITES)}", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "folder for the JSON", flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 10, "rounds; each contestant runs once a round", lower_bound=1, flag_values=FLAGS
+)
+STEPS = flags.DEFINE_integer("steps", 3, "steps of a contestant in a round", lower_bound=1, flag_values=FLAGS)
+THREADS = flags.DEFINE_integer("threads", 2, "threads of the peers; decode takes one", lower_bound=1, flag_values=FLAGS)
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    try:
-        if len(argv) > 1:
-            raise ConfigError(f"unexpected argument {argv[1]!r}; everything is a flag, written --name=value")
-        suite = importlib.import_module(f"experiments.suites.{choose('suite', SUITE.value, SUITES)}")
-        results = suite.run(ROUNDS.value, STEPS.value, THREADS.value)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    from experiments import provenance
+def main() -> int:
+    suite = importlib.import_module(f"experiments.suites.{choose('suite', SUITE.value, SUITES)}")
+    startup.begin(compile_cache=False)  # again, now that the suite has loaded jax
+    from experiments import provenance, study  # they load jax, which a suite may have set up first
 
+    folder = study.folder(WORKDIR)
+    results = suite.run(ROUNDS.value, STEPS.value, THREADS.value)
     record = {**provenance.collect(), "suite": SUITE.value, **results}  # before a file of ours changes the tree
-    folder = Path(WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     text = suite.table(results)
     (folder / f"{SUITE.value}.txt").write_text(text, encoding="utf-8")
     (folder / f"{SUITE.value}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(text, end="")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS, __doc__, compile_cache=False))

@@ -20,13 +20,20 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
+from experiments import startup
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 
 HELP = {"--help", "-help", "-h"}
 
 
-def run(main: Callable[[], int], values: flags.FlagValues, doc: str | None, argv: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[], int],
+    values: flags.FlagValues,
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+    compile_cache: bool = True,
+) -> int:
     """Calls ``main`` with the flags parsed; the program's exit code, 2 after one line on stderr for a bad setting.
 
     Args:
@@ -34,6 +41,7 @@ def run(main: Callable[[], int], values: flags.FlagValues, doc: str | None, argv
       values: its flags.
       doc: what ``--help`` prints above them.
       argv: the program's name and its arguments; those of the process by default.
+      compile_cache: whether compiled programs may come from earlier runs.
     """
     arguments = list(sys.argv if argv is None else argv)
     if HELP & set(arguments):
@@ -46,10 +54,14 @@ def run(main: Callable[[], int], values: flags.FlagValues, doc: str | None, argv
         require(not rest, f"unexpected argument {rest[:1]}; everything is a flag, written --name=value")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            startup.begin(compile_cache=compile_cache)
             return main()
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (ConfigError, RuntimeError) as error:
+        line = startup.complaint(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return startup.FAILED
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:

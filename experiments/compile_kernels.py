@@ -15,7 +15,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax loads: no device is wanted, only compilers
 
-import importlib  # noqa: E402
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -27,7 +27,8 @@ from experiments import command, provenance  # noqa: E402
 from jaxlm.core.config import require  # noqa: E402
 from jaxlm.core.errors import choose  # noqa: E402
 
-PLATFORMS = ("tpu", "cuda")
+COMPILERS = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}  # packages of the extra `aot`
+PLATFORMS = tuple(COMPILERS)
 FIRST_COLUMNS = ("kernel", "chip", "pattern", "length", "width", "direction", "ok", "seconds")
 
 FLAGS = flags.FlagValues()
@@ -41,6 +42,9 @@ WORKDIR = flags.DEFINE_string("workdir", "results/aot", "folder for the tables",
 
 def main() -> int:
     platforms = [choose("platform", name, PLATFORMS) for name in CHOSEN.value]
+    for name in platforms:
+        there = importlib.util.find_spec(COMPILERS[name]) is not None
+        require(there, f"--platforms={name} needs {COMPILERS[name]}: pip install 'jaxlm[aot]' (make test-aot does)")
     rows = []
     for name in platforms:
         platform = importlib.import_module(f"experiments.aot.{name}")
@@ -89,4 +93,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, FLAGS, __doc__))
+    sys.exit(command.run(main, FLAGS, __doc__, compile_cache=False))

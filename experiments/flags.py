@@ -17,6 +17,7 @@ A bad name, value or file is one line on stderr that says what is allowed, and e
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import inspect
 import re
@@ -31,6 +32,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from experiments import startup
 from experiments.host_memory import keep_freed_memory
 from experiments.overrides import diff, leaves, override, slots_of
 from jaxlm.core.config import Spec, to_dict
@@ -70,6 +72,7 @@ def run(main: Callable[..., None], default: str) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # absl's default shows the house-keeping of every library
         with _one_line():
+            startup.begin()
             main(parsed[0], Path(str(flags.FLAGS["workdir"].value)))
 
     app.run(call, flags_parser=parse)
@@ -95,7 +98,7 @@ def parse_config(
     Raises:
       ConfigError: in one line, for an unknown flag, field, preset or method, a value that does not fit, or a bad file.
     """
-    overrides, rest = _split(sys.argv if argv is None else argv)
+    overrides, rest = split(sys.argv if argv is None else argv)
     source = _parse_others(rest, flag_values)
     _, config = load(source)
     if not isinstance(config, run_config):
@@ -109,7 +112,8 @@ def parse_config(
 def load(source: str) -> tuple[types.ModuleType, Any]:
     """A configuration file's module and what its ``get_config`` returns, from ``"path.py"`` or ``"path.py:preset"``.
 
-    A relative path is looked up in the current folder, then beside the package `experiments`.
+    A relative path is looked up in the current folder, then beside the package `experiments`: in a checkout, or among
+    what the wheel installed.
 
     Raises:
       ConfigError: if the file is missing or fails, or the preset is not one of its ``PRESETS``.
@@ -117,7 +121,13 @@ def load(source: str) -> tuple[types.ModuleType, Any]:
     file, _, preset = source.partition(":")
     path = next((p.resolve() for p in (Path(file), _ROOT / file) if p.is_file()), None)
     if path is None:
-        raise ConfigError(f"--config={source}: there is no file {file!r}; write --config=configs/<study>.py:<preset>")
+        shipped = sorted(p.stem for p in (_ROOT / "configs").glob("*.py") if p.stem != "__init__")
+        near = difflib.get_close_matches(Path(file).stem, shipped, n=1)
+        hint = f" did you mean configs/{near[0]}.py?" if near else ""
+        raise ConfigError(
+            f"--config={source}: there is no file {file!r};{hint} write --config=configs/<name>.py:<preset> "
+            f"or a file of yours; names: {', '.join(shipped)}"
+        )
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config={source}: a configuration file is a Python file (.py)")
@@ -140,7 +150,7 @@ def load(source: str) -> tuple[types.ModuleType, Any]:
 
 def help_text(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """What ``--help`` prints: the study, its configuration file, presets, every field with its value, other flags."""
-    overrides, rest = _split([argument for argument in argv if argument not in HELP])
+    overrides, rest = split([argument for argument in argv if argument not in HELP])
     source = _parse_others(rest, flag_values)
     module, config = load(source)
     config = override(config, overrides)
@@ -168,12 +178,15 @@ def _one_line() -> Iterator[None]:
     """Turns a bad setting into one line on stderr and exit code 2."""
     try:
         yield
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except (ConfigError, RuntimeError) as error:
+        line = startup.complaint(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(startup.FAILED)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+def split(argv: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
     """The ``--config.path=value`` arguments as pairs, and all others."""
     overrides: list[tuple[str, str | None]] = []
     rest, queue = list(argv[:1]), list(argv[1:])

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import checkpoints
+from experiments import checkpoints, command
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode.generate import generate
@@ -29,25 +29,41 @@ from jaxlm.model import extend
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.tokenize.base import Tokenizer
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/train_lm", "checkpoint: of a training run, or a Hugging Face folder")
-flags.DEFINE_alias("checkpoint", "workdir")
-PROMPT = flags.DEFINE_multi_string("prompt", [""], "a text to continue; may be repeated")
-PROMPTS = flags.DEFINE_string("prompts", None, "file of further texts to continue, one a line")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "how much to add at most")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 for the likeliest token each time")
-SEED = flags.DEFINE_integer("seed", 0, "of the sampling noise")
-SAMPLES = flags.DEFINE_integer("samples", 1, "continuations of each prompt", lower_bound=1, upper_bound=1 << 16)
-TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k likeliest tokens; 0 for all")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "sample among the fewest tokens with this probability together")
-MIN_P = flags.DEFINE_float("min_p", 0.0, "sample among tokens with at least this share of the likeliest one's chance")
-PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tokens that are there already")
-STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a text, left out; may be repeated")
-STREAM = flags.DEFINE_bool("stream", True, "print a single text as it comes")
-DTYPE = flags.DEFINE_string("dtype", None, "of weights and activations; the checkpoint's own by default")
-EXTEND = flags.DEFINE_string(
-    "extend", None, "METHOD:FACTOR:ORIGINAL, a longer context without training (jaxlm.extend); ORIGINAL in tokens"
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/train_lm", "checkpoint: of a training run, or a Hugging Face folder", flag_values=FLAGS
 )
-STEP = flags.DEFINE_integer("step", None, "checkpoint of a run; the newest good one by default")
+flags.DEFINE_alias("checkpoint", "workdir", flag_values=FLAGS)
+PROMPT = flags.DEFINE_multi_string("prompt", [""], "a text to continue; may be repeated", flag_values=FLAGS)
+PROMPTS = flags.DEFINE_string("prompts", None, "file of further texts to continue, one a line", flag_values=FLAGS)
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "how much to add at most", flag_values=FLAGS)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 for the likeliest token each time", flag_values=FLAGS)
+SEED = flags.DEFINE_integer("seed", 0, "of the sampling noise", flag_values=FLAGS)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 1, "continuations of each prompt", lower_bound=1, upper_bound=1 << 16, flag_values=FLAGS
+)
+TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k likeliest tokens; 0 for all", flag_values=FLAGS)
+TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "sample among the fewest tokens with this probability together", flag_values=FLAGS
+)
+MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "sample among tokens with at least this share of the likeliest one's chance", flag_values=FLAGS
+)
+PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "above 1 discourages tokens that are there already", flag_values=FLAGS
+)
+STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a text, left out; may be repeated", flag_values=FLAGS)
+STREAM = flags.DEFINE_bool("stream", True, "print a single text as it comes", flag_values=FLAGS)
+DTYPE = flags.DEFINE_string(
+    "dtype", None, "of weights and activations; the checkpoint's own by default", flag_values=FLAGS
+)
+EXTEND = flags.DEFINE_string(
+    "extend",
+    None,
+    "METHOD:FACTOR:ORIGINAL, a longer context without training (jaxlm.extend); ORIGINAL in tokens",
+    flag_values=FLAGS,
+)
+STEP = flags.DEFINE_integer("step", None, "checkpoint of a run; the newest good one by default", flag_values=FLAGS)
 
 
 def sample(show: Callable[[str], None] | None = None) -> list[str]:
@@ -127,7 +143,7 @@ def _prompts() -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts={PROMPTS.value} cannot be read: {error}") from None
     require(lines, f"--prompts={PROMPTS.value} is empty; expected a prompt a line")
-    return [*(PROMPT.value if flags.FLAGS["prompt"].present else []), *lines]
+    return [*(PROMPT.value if FLAGS["prompt"].present else []), *lines]
 
 
 def _extended(model: LanguageModel) -> tuple[LanguageModel, Any]:
@@ -152,23 +168,17 @@ def _only_known(tokenizer: Tokenizer, vocab_size: int) -> list[Suppress]:
     return [Suppress(unknown)] if unknown else []
 
 
-def main(argv: Sequence[str]) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    try:
-        require(len(argv) == 1, f"unexpected argument {argv[1:2]}; everything is a flag, written --name=value")
-        pieces: list[str] = []
+def main() -> int:
+    pieces: list[str] = []
 
-        def show(text: str) -> None:
-            pieces.append(text)
-            print(text, end="", flush=True)
+    def show(text: str) -> None:
+        pieces.append(text)
+        print(text, end="", flush=True)
 
-        texts = sample(show if STREAM.value else None)
-        print() if pieces else print("\n---\n".join(texts))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    texts = sample(show if STREAM.value else None)
+    print() if pieces else print("\n---\n".join(texts))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS, __doc__))

@@ -161,7 +161,7 @@ def table(rows: Sequence[Row], original: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(rows: Sequence[Row], workdir: Path) -> Path:
+def draw(rows: Sequence[Row], workdir: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -178,7 +178,7 @@ def _figure(rows: Sequence[Row], workdir: Path) -> Path:
 def main() -> int:
     for flag in (STEPS, SEEDS, WINDOWS):
         require(flag.value > 0, f"--{flag.name}: expected a positive number, got {flag.value}")
-    workdir, began = Path(WORKDIR.value), time.monotonic()
+    workdir, began = study.folder(WORKDIR), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     config = RunConfig(bases=(Base("rotary", MODEL),), steps=STEPS.value, batch_tokens=2048, optimizer=OPTIMIZER)
     text = Text(read(config.source), ByteTokenizer())
@@ -193,7 +193,7 @@ def main() -> int:
     found = table(rows, config.original)
     (workdir / "table.txt").write_text(found, encoding="utf-8")
     provenance.write(workdir, seconds=time.monotonic() - began)
-    print(found + study.figures(lambda: _figure(rows, workdir)))
+    print(found + study.figures(lambda: draw(rows, workdir)))
     return 0
 
 

@@ -77,6 +77,7 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in a repository of others
         commit = git("rev-parse", "HEAD")
         code = (".", ":(exclude)results")  # a study that is continued writes to its own committed results
         changed = git("-C", "..", "status", "--porcelain", "--untracked-files=no", "--", *code)

@@ -164,7 +164,7 @@ def table(found: Sequence[Score], moved: Sequence[Shift]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(found: Sequence[Score], workdir: Path) -> Path:
+def draw(found: Sequence[Score], workdir: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -180,7 +180,7 @@ def main() -> int:
     require(WIDTH.value > 0 and WIDTH.value % 2 == 0, f"--width: expected an even number, got {WIDTH.value}")
     require(LENGTH.value > 1, f"--length: expected at least 2, got {LENGTH.value}")
     require(SEEDS.value > 0, f"--seeds: expected a positive number, got {SEEDS.value}")
-    workdir, began = Path(WORKDIR.value), time.monotonic()
+    workdir, began = study.folder(WORKDIR), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     found = [row for seed in range(SEEDS.value) for row in scores(seed, WIDTH.value)]
     moved = [row for seed in range(SEEDS.value) for row in shifts(seed, LENGTH.value, WIDTH.value)]
@@ -189,7 +189,7 @@ def main() -> int:
     text = table(found, moved)
     (workdir / "table.txt").write_text(text, encoding="utf-8")
     provenance.write(workdir, seconds=time.monotonic() - began)
-    print(text + study.figures(lambda: _figure(found, workdir)))
+    print(text + study.figures(lambda: draw(found, workdir)))
     return 0
 
 

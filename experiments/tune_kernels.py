@@ -16,9 +16,9 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import provenance
+from experiments import command, provenance
 from experiments.race import race
 from experiments.suites.attention import Compiled, gradient
 from jaxlm.attention.mask import Causal, Lambda, Window
@@ -30,37 +30,37 @@ from pallas_kernels.block_sparse_attention import tuned
 
 PATTERNS: dict[str, Mask] = {"causal": Causal(), "window": Window(1024), "lambda": Lambda(1024, 4)}
 TUNABLE = tuple(name for name in IMPLEMENTATIONS if name not in ("cudnn", "reference"))
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
-IMPLEMENTATION = flags.DEFINE_string("implementation", "xla", f"whose table: {', '.join(TUNABLE)}")
-BLOCKS = flags.DEFINE_list("blocks", ["64", "128", "256"], "candidate block lengths of queries and of keys")
-DTYPES = flags.DEFINE_list("dtypes", ["float32"], "dtypes of q, k and v")
-WIDTHS = flags.DEFINE_list("widths", ["64"], "head widths")
-SEEN = flags.DEFINE_list("patterns", list(PATTERNS), f"masks: {', '.join(PATTERNS)}")
-LENGTH = flags.DEFINE_integer("length", 8192, "tokens of the row", lower_bound=128)
-HEADS = flags.DEFINE_integer("heads", 4, "heads", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds; each candidate runs once a round", lower_bound=1)
+FLAGS = flags.FlagValues()
+IMPLEMENTATION = flags.DEFINE_string("implementation", "xla", f"whose table: {', '.join(TUNABLE)}", flag_values=FLAGS)
+BLOCKS = flags.DEFINE_list(
+    "blocks", ["64", "128", "256"], "candidate block lengths of queries and of keys", flag_values=FLAGS
+)
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "dtypes of q, k and v", flag_values=FLAGS)
+WIDTHS = flags.DEFINE_list("widths", ["64"], "head widths", flag_values=FLAGS)
+SEEN = flags.DEFINE_list("patterns", list(PATTERNS), f"masks: {', '.join(PATTERNS)}", flag_values=FLAGS)
+LENGTH = flags.DEFINE_integer("length", 8192, "tokens of the row", lower_bound=128, flag_values=FLAGS)
+HEADS = flags.DEFINE_integer("heads", 4, "heads", lower_bound=1, flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds; each candidate runs once a round", lower_bound=1, flag_values=FLAGS)
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    try:
-        if len(argv) > 1:
-            raise ConfigError(f"unexpected argument {argv[1]!r}; everything is a flag, written --name=value")
-        name = choose("implementation", IMPLEMENTATION.value, TUNABLE)
-        masks = {p: PATTERNS[choose("pattern", p, PATTERNS)] for p in SEEN.value}
-        for value in (*BLOCKS.value, *WIDTHS.value):
-            if not value.isdigit() or not int(value):
-                raise ConfigError(f"--blocks and --widths take positive integers, got {value!r}")
-        sizes = [(int(rows), int(cols)) for rows, cols in itertools.product(BLOCKS.value, repeat=2)]
-        record = provenance.collect()
-        found = [
-            best(name, mask, sizes, dtype, int(width))
-            for (_, mask), dtype, width in itertools.product(masks.items(), DTYPES.value, WIDTHS.value)
-        ]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main() -> int:
+    name = choose("implementation", IMPLEMENTATION.value, TUNABLE)
+    masks = {p: PATTERNS[choose("pattern", p, PATTERNS)] for p in SEEN.value}
+    for value in (*BLOCKS.value, *WIDTHS.value):
+        if not value.isdigit() or not int(value):
+            raise ConfigError(f"--blocks and --widths take positive integers, got {value!r}")
+    for dtype in DTYPES.value:
+        choose("dtype", dtype, DTYPE_NAMES)
+    sizes = [(int(rows), int(cols)) for rows, cols in itertools.product(BLOCKS.value, repeat=2)]
+    record = provenance.collect()
+    found = [
+        best(name, mask, sizes, dtype, int(width))
+        for (_, mask), dtype, width in itertools.product(masks.items(), DTYPES.value, WIDTHS.value)
+    ]
     print(f"wrote {tuned.write(name, found, record)}")
+    return 0
 
 
 def best(name: str, mask: Mask, sizes: list[tuple[int, int]], dtype: str, width: int) -> dict[str, Any]:
@@ -105,4 +105,4 @@ def best(name: str, mask: Mask, sizes: list[tuple[int, int]], dtype: str, width:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.run(main, FLAGS, __doc__, compile_cache=False))

@@ -6,7 +6,12 @@ Names are imported on first use, so ``import jaxlm`` is cheap and ``jaxlm.tokeni
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jaxlm.core.versions import check_jax, check_python
+
+check_python()
 
 __version__ = "0.1.0"
 
@@ -37,6 +42,7 @@ _NAMES = {
 __all__ = [
     "__version__",
     "list",
+    "register",
     "Attention",
     "Block",
     "ConfigError",
@@ -68,8 +74,30 @@ def list(slot: str) -> dict[str, str]:
     return registry.describe(slot)
 
 
+_Method = TypeVar("_Method", bound=type)
+
+
+def register(slot: str, name: str) -> Callable[[_Method], _Method]:
+    """A decorator that makes a method of your own known by a name, as those of the library are.
+
+        @jaxlm.register("position", "fade")
+        @dataclasses.dataclass(frozen=True)
+        class Fade(PositionEncoding): ...
+
+    Raises `ConfigError` for an unknown slot, and for a name that another method has.
+    """
+    from jaxlm.core import registry
+
+    def known(cls: _Method) -> _Method:
+        registry.register(slot, name, cls)
+        return cls
+
+    return known
+
+
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
+        check_jax()
         value = getattr(importlib.import_module(_NAMES[name]), name)
         globals()[name] = value
         return value

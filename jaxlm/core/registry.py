@@ -53,9 +53,15 @@ def get(slot: str, name: str) -> type:
 
 
 def register(slot: str, name: str, cls: type) -> type:
-    """Adds a method that lives outside the library (a notebook, a study). Built-in methods use the slot's table."""
-    if name in methods(slot) and _EXTRA.get((slot, name)) is not cls:
-        raise ConfigError(f"{slot} {name!r} is already registered; choose another name")
+    """Adds a method that lives outside the library (a notebook, a study). Built-in methods use the slot's table.
+
+    A class of the same name from the same module takes the place of an earlier one: a notebook's cell is run twice.
+    Raises `ConfigError` for a name that another method has.
+    """
+    if name in methods(slot):
+        before = _EXTRA.get((slot, name))
+        if before is None or (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(f"{slot} {name!r} is already registered; choose another name")
     _EXTRA[slot, name] = cls
     return cls
 

@@ -19,6 +19,9 @@ import jax
 
 from jaxlm.core.config import Spec
 from jaxlm.core.mask import Mask
+from jaxlm.core.versions import check_jax
+
+check_jax()
 
 Params = Mapping[str, Any]
 Specs = dict[str, Any]
@@ -165,7 +168,7 @@ class ModelFn(Protocol):
     """A model as objectives see it: a pure function of parameters and tokens, and its vocabulary head."""
 
     def __call__(self, params: Params, tokens: jax.Array, **options: Any) -> Any:
-        """The forward pass; ``jaxlm.model.decoder.forward`` has the options. Returns an object with ``hidden``."""
+        """The forward pass; ``jaxlm.model.inputs.Inputs`` has the options. Returns an object with ``hidden``."""
         ...
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:

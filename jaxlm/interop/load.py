@@ -56,6 +56,18 @@ def load_hf(
       ConfigError: in one line, for an architecture or a setting that is not supported (named, with why), tensors that
         are missing, left over or of another shape, and files that are damaged, absent, pickled, or point elsewhere.
     """
+    model, plan, tensors = _opened(folder, dtype)
+    specs = model.pure.param_specs()
+    return model, map_specs(lambda name, leaf: _assemble(leaf, plan[name], tensors, dtype, mesh), specs)
+
+
+def model_of_folder(folder: str | os.PathLike[str]) -> Any:
+    """The model alone, as `load_hf` returns and refuses it: of the tensors, names and shapes are read."""
+    return _opened(folder, None)[0]
+
+
+def _opened(folder: str | os.PathLike[str], dtype: str | None) -> tuple[Any, Mapping[str, Source], Checkpoint]:
+    """The model of a folder, where each of its parameters comes from, and the tensors, which are there and fit."""
     if dtype is not None:
         choose("dtype", dtype, DTYPES)
     path = Path(folder)
@@ -69,10 +81,8 @@ def load_hf(
     plan = plan_of(family, spec)
     tensors.check(spec, plan)
     if keys := c.unread():
-        warnings.warn(f"{path}: config.json has keys that are taken to change nothing: {', '.join(keys)}", stacklevel=2)
-    model = model_of(spec, str(path.resolve()))
-    specs = model.pure.param_specs()
-    return model, map_specs(lambda name, leaf: _assemble(leaf, plan[name], tensors, dtype, mesh), specs)
+        warnings.warn(f"{path}: config.json has keys that are taken to change nothing: {', '.join(keys)}", stacklevel=3)
+    return model_of(spec, str(path.resolve())), plan, tensors
 
 
 def family_of(c: Config) -> Family:
@@ -197,7 +207,7 @@ class Checkpoint:
                 "configuration"
             )
         if known:
-            warnings.warn(f"{where}: buffers left out: {_some(known)}", stacklevel=4)
+            warnings.warn(f"{where}: buffers left out: {_some(known)}", stacklevel=5)
 
     def _is_buffer(self, name: str, spec: Any) -> bool:
         """A known buffer, or the head's own copy of a tied embedding."""

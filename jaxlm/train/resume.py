@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.core.config import differences
-from jaxlm.core.errors import ConfigError
+from jaxlm.core.errors import ConfigError, shown
 
 log = logging.getLogger(__name__)
 
@@ -79,4 +79,4 @@ def changed_fields(new: Mapping[str, Any], saved: Mapping[str, Any], ignore: Seq
         for path, pair in found.items()
         if not any(path == prefix or path.startswith(f"{prefix}.") for prefix in ignore)
     }
-    return "; ".join(f"{path} {left!r} != {right!r}" for path, (left, right) in kept.items())
+    return "; ".join(f"{path} {shown(left)} != {shown(right)}" for path, (left, right) in kept.items())

@@ -68,7 +68,14 @@ def test_a_method_from_outside(monkeypatch):
     monkeypatch.setattr(registry, "_EXTRA", dict(registry._EXTRA))
     assert "Outside" in one_line(lambda: registry.name_of("norm", Outside))
     assert registry.register("norm", "outside", Outside) is Outside
-    registry.register("norm", "outside", Outside)  # a notebook's cell is run twice
+    again = dataclasses.make_dataclass(
+        "Outside", [], bases=(Spec,), frozen=True, namespace={"__module__": __name__, "paper": "again"}
+    )
+    assert registry.register("norm", "outside", again) is again  # a notebook's cell is run twice
+    assert registry.describe("norm")["outside"] == "again" and "Outside" in one_line(
+        lambda: registry.name_of("norm", Outside)
+    )
+    assert jaxlm.register("norm", "outside")(Outside) is Outside
     assert registry.get("norm", "outside") is Outside and registry.name_of("norm", Outside()) == "outside"
     assert make("norm", {"name": "outside", "args": {"amount": 2}}) == Outside(2)
     assert "outside" in registry.methods("norm") and "outside" not in registry.methods("ffn")

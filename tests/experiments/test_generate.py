@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 import jaxlm
 from experiments import generate as sampler
@@ -53,12 +52,11 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def sampled(folder, monkeypatch):
     """Calls `sample` with the values of some flags."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
+    sampler.FLAGS(["test"])
 
     def call(show=None, **values):
         for name, value in {"workdir": str(folder), "prompt": ["the fox"], "max_new_tokens": 12, **values}.items():
-            monkeypatch.setattr(flags.FLAGS[name], "value", value)
+            monkeypatch.setattr(sampler.FLAGS[name], "value", value)
         return sampler.sample(show)
 
     return call

@@ -97,9 +97,10 @@ def test_another_corpus_is_another_run(corpus, finished, tmp_path):
 def test_sampling_from_the_result(finished, monkeypatch):
     def sampled(**values):
         for name, value in {"workdir": str(finished), "prompt": ["def é"], "max_new_tokens": 12, **values}.items():
-            monkeypatch.setattr(flags.FLAGS[name], "value", value)
+            monkeypatch.setattr(sampler.FLAGS[name], "value", value)
         return sampler.sample()
 
+    sampler.FLAGS(["test"])
     one, two = sampled(samples=2), sampled(samples=2)
     assert one == two and len(one) == 2 and one[0] != one[1] and all(text.startswith("def é") for text in one)
     assert sampled(samples=1) == one[:1]  # a sample does not depend on how many there are
