@@ -185,6 +185,11 @@ class Decoder:
     def writer(self) -> ModelSpec:
         return self.spec
 
+    @property
+    def causal(self) -> bool:
+        """No output depends on a later token."""
+        return all(block.mixer.causal for group in self.spec.layers for block in group.pattern)
+
     def param_specs(self) -> Specs:
         return param_specs(self.spec)
 

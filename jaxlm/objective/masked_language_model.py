@@ -91,9 +91,13 @@ class MaskedLanguageModel(Spec):
     def loss(self, model: ModelFn, params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The summed loss of a prepared batch, and ``{name: (sum, weight)}``; weights count chosen tokens.
 
-        With an ``rng`` the model is in training mode. Raises `ConfigError` (when traced) if the model's vocabulary is
-        smaller than the objective's.
+        With an ``rng`` the model is in training mode. Raises `ConfigError` (when traced) if nothing in the model looks
+        ahead, or its vocabulary is smaller than the objective's.
         """
+        require(
+            not getattr(model, "causal", False),
+            "MaskedLanguageModel predicts from both sides, and no mixer of the model looks ahead",
+        )
         out = model(
             params,
             batch["tokens"],

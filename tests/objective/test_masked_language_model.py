@@ -127,6 +127,10 @@ def test_accumulated_and_sharded_steps_are_the_step():
             lambda: BERT.loss(MODEL, PARAMS, {**batch_of(), "targets": 0, "weights": 0}, None),
             "writes ids up to 30521; the model knows 13 tokens",
         ),
+        (
+            lambda: SMALL.loss(Decoder(tiny(repeats=1)), {}, batch_of(), None),
+            "no mixer of the model looks ahead",
+        ),
     ],
 )
 def test_bad_input_is_one_line(call, message):
