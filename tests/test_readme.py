@@ -14,18 +14,30 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 ROOT = README.parent
-STUDIES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "results").rglob("table.txt"))
-NOT_SHOWN = {"results/cache_edit/study/table.txt", "results/train_lm/smoke/table.txt"}  # linked, or told in words
+TABLES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "results").rglob("*.txt"))
+NOT_SHOWN = {  # linked, or told in words
+    "results/aot/cycles.txt",
+    "results/aot/kernels.txt",
+    "results/benchmark/tokenize.txt",
+    "results/cache_edit/study/table.txt",
+    "results/train_lm/smoke/table.txt",
+}
+SLOW = {"attention.md"}  # asks every implementation about every chip
 
 
-@pytest.mark.parametrize("page", results_page.pages(ROOT), ids=lambda path: path.name)
+def marked(page):
+    slow = [pytest.mark.slow] * (page.parent.name == "reference" and page.name in SLOW)
+    return pytest.param(page, marks=slow, id=page.relative_to(ROOT).as_posix())
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in results_page.pages(ROOT)])
 def test_a_page_says_what_its_results_say(page):
     """As `python -m experiments.results_page` writes it."""
     assert results_page.refreshed(page, ROOT) == page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("table", STUDIES)
-def test_every_study_is_on_a_page(table):
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_is_on_a_page(table):
     text = "".join(page.read_text(encoding="utf-8") for page in results_page.pages(ROOT))
     folder = table.removesuffix("/table.txt")
     marks = (f"<!-- found: {folder} -->", f"<!-- table: {table} -->")
@@ -53,8 +65,15 @@ def test_marks_are_refreshed(tmp_path):
     assert "`python -m one`, commit 0123456 and 9876543, 2 cores (CPU), jax 2; all values in [`table.txt`]" in text
     assert "old" not in text and text.count("first 3") == 2
     page.write_text(text.replace("results/one/table.txt -->", "results/two.txt -->"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="the mark table: results/two.txt names nothing in"):
+    with pytest.raises(ConfigError, match="the mark table: results/two.txt: it names nothing in"):
         results_page.refreshed(page, tmp_path)
+    page.write_text("<!-- tabel: x -->\n<!-- end -->\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="page.md: the mark tabel: x: .*'tabel'.*table"):
+        results_page.refreshed(page, tmp_path)
+
+
+def test_a_newcomer_reads_it_in_minutes():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
 
 
 def test_the_snippets_run(capsys, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
     step 1200/5000 [#####---------------] loss 2.4312  18.4k tokens/s  MFU 41.2%  ETA 3:27
 
 Rates are over the time since the line before, so that compilation and evaluation do not weigh on them for ever; the ETA
-uses a running mean.
+uses a running mean, from which the first line, whose steps were compiled, is left out as soon as there is a second.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Progress:
         self._step = self._shown_step = start
         self._shown_at, self._tokens, self._width = clock(), 0, 0
         self._seconds_per_step: float | None = None
+        self._lines = 0
         self._loss: Callable[[], float] | None = None
 
     def update(self, step: int, tokens: int, loss: Callable[[], float]) -> None:
@@ -81,8 +82,8 @@ class Progress:
         now = self._clock()
         elapsed, steps = now - self._shown_at, self._step - self._shown_step
         pace = elapsed / steps
-        old = self._seconds_per_step
-        self._seconds_per_step = pace if old is None else SMOOTHING * old + (1 - SMOOTHING) * pace
+        old, self._lines = self._seconds_per_step, self._lines + 1
+        self._seconds_per_step = pace if old is None or self._lines == 2 else SMOOTHING * old + (1 - SMOOTHING) * pace
         rate = self._tokens / elapsed if elapsed > 0 else 0.0
         if not self._quiet:
             line = self._line(rate)

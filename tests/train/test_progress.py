@@ -199,3 +199,13 @@ def test_no_profile_leaves_no_folder(tmp_path):
 def test_a_range_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="write first:end"):
         parse_range(text)
+
+
+def test_what_compiled_does_not_stay_in_the_eta():
+    """The first line took a minute a step, those after it a second."""
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(100, stream=stream, clock=clock, interval=0.0)
+    for step, seconds in ((1, 60.0), (2, 1.0), (3, 1.0)):
+        clock.now += seconds
+        progress.update(step, 10, lambda: 1.0)
+    assert [line.partition("ETA ")[2] for line in stream.getvalue().splitlines()] == ["1:39:00", "1:38", "1:37"]

@@ -1,0 +1,102 @@
+"""Committed results: none is stale, each says where it comes from, and tables are what their files say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from experiments import committed, render_results, studies_page
+from experiments.committed import Result, results, stale
+from jaxlm.core.errors import ConfigError
+from tests.conftest import ROOT
+
+ALL = results(ROOT)
+DEMO = next(one for one in ALL if one.name == "results/length_generalization/demo")
+
+
+@pytest.mark.parametrize("result", ALL, ids=lambda one: one.name)
+def test_no_result_is_stale(result: Result):
+    """If one is: run its command again, or give its preset back the values that it was run with."""
+    assert not stale(result)
+
+
+def test_every_folder_of_results_says_where_it_comes_from():
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "results").rglob("*.txt")}
+    assert folders == {one.folder for one in ALL}
+    for one in ALL:
+        last = one.runs[-1]
+        assert last["command"].startswith("python -m ") and last["commit"] and last["versions"]["jax"], one.name
+        assert last["hardware"]["cores"] and last["date"], one.name
+
+
+def test_another_preset_is_found_stale():
+    assert stale(DEMO) == ""
+    config = json.loads(json.dumps(DEMO.config))
+    config["batch_size"] += 1
+    config["studies"][0]["steps"] = 7
+    reason = stale(DEMO._replace(config=config))
+    assert reason and "studies.0.steps" in reason and "was 7" in reason and "batch_size" in reason
+    gone = DEMO._replace(runs=[{**DEMO.runs[-1], "command": DEMO.command.replace(":demo", ":dmeo")}])
+    assert "dmeo" in (stale(gone) or "")
+    changed = DEMO._replace(runs=[{**DEMO.runs[-1], "command": DEMO.command + " --config.batch_size=3"}])
+    assert "batch_size is 3 today" in (stale(changed) or "")
+
+
+def test_fields_that_came_later_make_nothing_stale():
+    config = dict(DEMO.config or {})
+    config.pop("steps_per_call")
+    assert stale(DEMO._replace(config=config)) == ""
+
+
+def test_what_cannot_be_compared_says_so():
+    assert stale(next(one for one in ALL if one.name.startswith("results/benchmark/"))) is None
+
+
+def test_a_broken_record_is_one_line(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "provenance.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match="provenance.json is not JSON"):
+        results(tmp_path)
+
+
+def test_verdicts_count_lines():
+    text = "title\n\nline   limit   found\na   >= 1   pass\nb   <= 2   pass by median, not by worst\nc   >= 3   MISS\n"
+    assert studies_page.verdicts(text) == "2 of 3 (1 by the median only)"
+    assert studies_page.verdicts("a table") == "-"
+
+
+def test_tables_of_benchmarks_are_what_their_json_says(tmp_path):
+    """And one that is changed by hand is found."""
+    shutil.copytree(ROOT / "results" / "benchmark", tmp_path / "results" / "benchmark")
+    found = [one for one in results(tmp_path) if one.folder == "results/benchmark"]
+    assert found
+    for one in found:
+        assert render_results.changed(one, tmp_path, check=True) == [], one.name
+    table = tmp_path / "results" / "benchmark" / "decode.txt"
+    table.write_text(table.read_text(encoding="utf-8").replace("jaxlm", "JAXLM"), encoding="utf-8")
+    decode = next(one for one in found if one.name.endswith("decode.json"))
+    assert render_results.changed(decode, tmp_path, check=True) == ["decode.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "result",
+    [one for one in ALL if one.config and one.name not in render_results.BY_THEIR_COMMAND],
+    ids=lambda one: one.name,
+)
+def test_tables_of_studies_are_what_their_files_say(result: Result):
+    assert render_results.changed(result, ROOT, check=True) == []
+
+
+def test_only_names_something(capsys):
+    from experiments import command
+
+    assert command.run(render_results.main, render_results.FLAGS, render_results.__doc__, ["x", "--only=nothing"]) == 2
+    assert "no result in" in capsys.readouterr().err
+
+
+def test_reasons_cover_results_that_are_there():
+    assert set(render_results.BY_THEIR_COMMAND) <= {one.name for one in ALL}
+    assert committed.FOLDER == "results"
