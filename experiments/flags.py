@@ -35,6 +35,7 @@ from absl import app, flags, logging
 from experiments import startup
 from experiments.host_memory import keep_freed_memory
 from experiments.overrides import diff, leaves, override, slots_of
+from experiments.study import folder
 from jaxlm.core.config import Spec, to_dict
 from jaxlm.core.errors import ConfigError, choose
 
@@ -72,8 +73,9 @@ def run(main: Callable[..., None], default: str) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # absl's default shows the house-keeping of every library
         with _one_line():
+            workdir = folder(flags.FLAGS["workdir"])
             startup.begin()
-            main(parsed[0], Path(str(flags.FLAGS["workdir"].value)))
+            main(parsed[0], workdir)
 
     app.run(call, flags_parser=parse)
 

@@ -61,6 +61,10 @@ def save(rows: Iterable[tuple[Any, ...]], workdir: Path, kind: type, file: str =
 def folder(flag: Any) -> Path:
     """The folder that a flag names for results; nothing is made yet. Raises `ConfigError` if it cannot be one."""
     path = Path(flag.value)
+    require(
+        "://" not in str(flag.value),
+        f"--{flag.name}={flag.value}: expected a folder of the file system; an object store can be mounted as one",
+    )
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     usable = there.is_dir() and os.access(there, os.W_OK)
     require(usable, f"--{flag.name}={path}: {there} is no folder that can be written to")
@@ -70,7 +74,7 @@ def folder(flag: Any) -> Path:
 def _written(x: Any) -> Any:
     if not isinstance(x, float):
         return x
-    return f"{x:.{DIGITS}e}" if 0 < abs(x) < 10**-DIGITS else f"{x:.{DIGITS}f}"
+    return f"{x:.{DIGITS}g}" if 0 < abs(x) < 0.1 else f"{x:.{DIGITS}f}"
 
 
 class Report:

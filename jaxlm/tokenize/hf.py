@@ -195,11 +195,11 @@ class HfTokenizer(Tokenizer):
 
     @functools.cached_property
     def _library(self) -> Any:
+        definition = json.dumps(self._files.get(FILE))  # what is wrong with the file first
         try:
             import tokenizers
         except ImportError:
             raise ConfigError(f"{self.path}: reading it needs tokenizers: pip install 'jaxlm[hf]'") from None
-        definition = json.dumps(self._files.get(FILE))
         try:
             library = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises nothing more special

@@ -151,13 +151,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _library(self) -> Any:
+        model = self._model  # what is wrong with the file first
         try:
             import sentencepiece
         except ImportError:
             raise ConfigError(f"{self.path}: reading it needs sentencepiece: pip install 'jaxlm[tokenize]'") from None
         library = sentencepiece.SentencePieceProcessor()
         try:
-            library.LoadFromSerializedProto(self._model)
+            library.LoadFromSerializedProto(model)
             require(library.get_piece_size() > 0, f"{self.path}: a SentencePiece model without pieces")
         except (RuntimeError, TypeError):
             raise ConfigError(f"{self.path}: not a SentencePiece .model") from None
