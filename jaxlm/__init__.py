@@ -25,10 +25,15 @@ _NAMES = {
     "EncoderDecoderSpec": "jaxlm.model.encoder_decoder",
     "Group": "jaxlm.model.spec",
     "LanguageModel": "jaxlm.model.language_model",
+    "Loader": "jaxlm.data.loader",
     "ModelSpec": "jaxlm.model.spec",
+    "Optimizer": "jaxlm.train.optimizer",
+    "Schedule": "jaxlm.train.schedule",
+    "TrainConfig": "jaxlm.train.config",
     "describe": "jaxlm.model.describe",
     "draw_positions": "jaxlm.model.language_model",
     "extend": "jaxlm.model.extend",
+    "fit": "jaxlm.train.loop",
     "generate": "jaxlm.decode.generate",
     "init": "jaxlm.model.language_model",
     "init_state": "jaxlm.model.language_model",
@@ -52,10 +57,15 @@ __all__ = [
     "EncoderDecoderSpec",
     "Group",
     "LanguageModel",
+    "Loader",
     "ModelSpec",
+    "Optimizer",
+    "Schedule",
+    "TrainConfig",
     "describe",
     "draw_positions",
     "extend",
+    "fit",
     "generate",
     "init",
     "init_state",
@@ -115,6 +125,7 @@ def __dir__() -> Any:
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.core.errors import ConfigError as ConfigError
+    from jaxlm.data.loader import Loader as Loader
     from jaxlm.decode.generate import generate as generate
     from jaxlm.interop.load import load_hf as load_hf
     from jaxlm.interop.save import save_hf as save_hf
@@ -134,4 +145,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.model.spec import Block as Block
     from jaxlm.model.spec import Group as Group
     from jaxlm.model.spec import ModelSpec as ModelSpec
+    from jaxlm.train.config import TrainConfig as TrainConfig
     from jaxlm.train.load import load_checkpoint as load_checkpoint
+    from jaxlm.train.loop import fit as fit
+    from jaxlm.train.optimizer import Optimizer as Optimizer
+    from jaxlm.train.schedule import Schedule as Schedule

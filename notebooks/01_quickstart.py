@@ -102,27 +102,21 @@ import tempfile
 from pathlib import Path
 
 from jaxlm.data.batch import pad_batch
-from jaxlm.data.loader import Loader
-from jaxlm.objective.next_token import NextToken
-from jaxlm.train.config import TrainConfig
-from jaxlm.train.loop import fit
-from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.schedule import Schedule
 
 runs = Path(tempfile.mkdtemp())
 places = task.tokens_bound(task.train_lengths[1]) - 1
-loader = Loader(task, batch_size=32, collate=functools.partial(pad_batch, length=places))
-schedule = Schedule("linear", 2e-3, warmup=0, final_fraction=0.0)
-config = TrainConfig(
+loader = jaxlm.Loader(task, batch_size=32, collate=functools.partial(pad_batch, length=places))
+schedule = jaxlm.Schedule("linear", 2e-3, warmup=0, final_fraction=0.0)
+config = jaxlm.TrainConfig(
     steps=10 if FAST else 600,
     batch_size=32,
-    optimizer=Optimizer(schedule=schedule, b2=0.999, weight_decay=0.01, clip_norm=1.0),
+    optimizer=jaxlm.Optimizer(schedule=schedule, b2=0.999, weight_decay=0.01, clip_norm=1.0),
     log_every=10,
 )
 models = {name: small_model(name) for name in ("none", "rotary")}
 trained = {}
 for name, model in models.items():
-    trained[name] = fit(runs / name, model, NextToken(), loader, config).params
+    trained[name] = jaxlm.fit(runs / name, model, "next_token", loader, config).params
 
 # %% [markdown]
 # ## Generation

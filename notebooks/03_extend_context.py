@@ -73,16 +73,10 @@ print(f"jaxlm {jaxlm.__version__}, jax {jax.__version__}, {len(devices)} x {devi
 import tempfile
 from pathlib import Path
 
-from jaxlm.data.loader import Loader
 from jaxlm.data.pack import TokenStream, rows
 from jaxlm.data.text import read
-from jaxlm.objective.next_token import NextToken
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.hf import HfTokenizer
-from jaxlm.train.config import TrainConfig
-from jaxlm.train.loop import fit
-from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.schedule import Schedule
 
 text = read(str(Path(os.__file__).parent / "json" / "*.py") if FAST else "stdlib:", chunk=4096)
 folder = os.environ.get("CHECKPOINT", "")
@@ -93,12 +87,12 @@ else:
     block = jaxlm.Block(mixer=jaxlm.Attention(heads=4, position="rotary"), ffn="glu")
     spec = jaxlm.ModelSpec(tokenizer.vocab_size, 64, (jaxlm.Group((block,), repeats=2),), remat="none")
     stream = TokenStream.encode(text.part("train").documents, tokenizer)
-    loader = Loader(rows(stream, original), batch_size=32)
-    schedule = Schedule("cosine", 5e-3, warmup=0.1, final_fraction=0.1)
-    config = TrainConfig(steps=10 if FAST else 800, batch_size=32, optimizer=Optimizer(schedule=schedule))
+    loader = jaxlm.Loader(rows(stream, original), batch_size=32)
+    schedule = jaxlm.Schedule("cosine", 5e-3, warmup=0.1, final_fraction=0.1)
+    config = jaxlm.TrainConfig(steps=10 if FAST else 800, batch_size=32, optimizer=jaxlm.Optimizer(schedule=schedule))
     runs = Path(tempfile.mkdtemp())
     small = jaxlm.LanguageModel(spec)
-    trained = fit(runs / "training", small, NextToken(), loader, config).params
+    trained = jaxlm.fit(runs / "training", small, "next_token", loader, config).params
     folder = str(jaxlm.save_hf(small, trained, runs / "checkpoint"))
 print(folder, *sorted(os.listdir(folder)), sep="\n  ")
 

@@ -84,20 +84,14 @@ print([tokenizer.decode([i]) for i in tokenizer.encode("    return self.encoding
 # %%
 import tempfile
 
-from jaxlm.data.loader import Loader
 from jaxlm.data.pack import TokenStream, rows
-from jaxlm.objective.next_token import NextToken
-from jaxlm.train.config import TrainConfig
-from jaxlm.train.loop import fit
-from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.schedule import Schedule
 
 block = jaxlm.Block(mixer=jaxlm.Attention(heads=4, position="rotary"), ffn="glu")
 model = jaxlm.LanguageModel(jaxlm.ModelSpec(tokenizer.vocab_size, 64, (jaxlm.Group((block,), 2),), remat="none"))
-loader = Loader(rows(TokenStream.encode(text.part("train").documents, tokenizer), 64), batch_size=16)
-schedule = Schedule("cosine", 5e-3, warmup=0.1, final_fraction=0.1)
-config = TrainConfig(steps=5 if FAST else 600, batch_size=16, optimizer=Optimizer(schedule=schedule))
-params = fit(tempfile.mkdtemp(), model, NextToken(), loader, config).params
+loader = jaxlm.Loader(rows(TokenStream.encode(text.part("train").documents, tokenizer), 64), batch_size=16)
+schedule = jaxlm.Schedule("cosine", 5e-3, warmup=0.1, final_fraction=0.1)
+config = jaxlm.TrainConfig(steps=5 if FAST else 600, batch_size=16, optimizer=jaxlm.Optimizer(schedule=schedule))
+params = jaxlm.fit(tempfile.mkdtemp(), model, "next_token", loader, config).params
 
 # %% [markdown]
 # ## The prompt that ends inside a word

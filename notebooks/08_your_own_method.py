@@ -209,20 +209,14 @@ import functools
 import tempfile
 
 from jaxlm.data.batch import pad_batch
-from jaxlm.data.loader import Loader
 from jaxlm.data.tasks.copy import CopyRsc
-from jaxlm.objective.next_token import NextToken
-from jaxlm.train.config import TrainConfig
-from jaxlm.train.loop import fit
-from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.schedule import Schedule
 
 task = CopyRsc()
-loader = Loader(task, 32, collate=functools.partial(pad_batch, length=task.tokens_bound(10) - 1))
-optimizer = Optimizer(schedule=Schedule("linear", 2e-3, warmup=0, final_fraction=0.0), weight_decay=0.01)
-config = TrainConfig(steps=5 if FAST else 400, batch_size=32, optimizer=optimizer)
+loader = jaxlm.Loader(task, 32, collate=functools.partial(pad_batch, length=task.tokens_bound(10) - 1))
+optimizer = jaxlm.Optimizer(schedule=jaxlm.Schedule("linear", 2e-3, warmup=0, final_fraction=0.0), weight_decay=0.01)
+config = jaxlm.TrainConfig(steps=5 if FAST else 400, batch_size=32, optimizer=optimizer)
 folder = tempfile.mkdtemp()
-params = fit(folder, hybrid, NextToken(), loader, config).params
+params = jaxlm.fit(folder, hybrid, "next_token", loader, config).params
 
 # %%
 import json

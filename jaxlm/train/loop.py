@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.core.config import renewed, require, to_dict
+from jaxlm.core.config import make, renewed, require, to_dict
 from jaxlm.core.types import Params
 from jaxlm.data.loader import Loader
 from jaxlm.data.prefetch import Prefetch
@@ -69,7 +69,7 @@ def make_trainer(model: Model, objective: Any, config: TrainConfig, devices: Seq
     alone = list(mesh.devices.flat) == jax.devices()[:1]
     trainer = Trainer(
         model=model.pure,
-        objective=objective,
+        objective=make("objective", objective) if isinstance(objective, (str, Mapping)) else objective,
         optimizer=config.optimizer,
         total_steps=config.steps,
         seed=config.seed,
@@ -101,7 +101,7 @@ def fit(
     Args:
       workdir: gets ``config.json``, ``metrics.jsonl`` and ``checkpoints/``; the run in it is resumed if there is one.
       model: what is trained.
-      objective: a `jaxlm.objective` method.
+      objective: a `jaxlm.objective` method, or its name.
       loader: of the global batches; ``loader.batch_size`` rows, the same on every process.
       config: the run.
       evaluations: data sets by name, each a loader with ``remainder="pad"``. Their means are logged as ``name/loss``

@@ -373,3 +373,9 @@ def test_resume_on_another_mesh(tmp_path):
     assert len(kernel.sharding.device_set) == 8
     for (path, a), (_, b) in zip(flatten(moved.state.params), flatten(straight.state.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=path)
+
+
+def test_an_objective_by_its_name():
+    assert make_trainer(MODEL, "next_token", config_of(), ONE).objective == NextToken()
+    with pytest.raises(ConfigError, match="'next_tokne'; did you mean 'next_token'"):
+        jaxlm.fit("nowhere", MODEL, "next_tokne", Loader(rows(STREAM, LENGTH), BATCH), config_of())
