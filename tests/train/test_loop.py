@@ -378,4 +378,4 @@ def test_resume_on_another_mesh(tmp_path):
 def test_an_objective_by_its_name():
     assert make_trainer(MODEL, "next_token", config_of(), ONE).objective == NextToken()
     with pytest.raises(ConfigError, match="'next_tokne'; did you mean 'next_token'"):
-        jaxlm.fit("nowhere", MODEL, "next_tokne", Loader(rows(STREAM, LENGTH), BATCH), config_of())
+        jaxlm.fit("nowhere", MODEL, "next_tokne", Loader(rows(STREAM, LENGTH), BATCH), config_of(), devices=ONE)
