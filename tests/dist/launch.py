@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tests.devices import flags_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT = 900
@@ -27,7 +28,7 @@ def launch(folder: Path, task: str, mesh: str, *, alone: dict[int, list[str]] | 
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": flags_for(4),
             "JAXLM_COORDINATOR": f"localhost:{port}",
             "JAXLM_PROCESS_COUNT": "2",
             "JAXLM_PROCESS_ID": str(i),

@@ -16,7 +16,6 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.data.span_corruption import BYT5_SENTINEL, T5_SENTINEL, SpanCorruption
 from jaxlm.objective.span_corruption import SpanCorruption as Objective
 from jaxlm.objective.span_corruption import corrupt, noise_mask
-from tests import tiny
 
 
 def restored(how, source, target):
@@ -67,7 +66,7 @@ def test_all_ways_of_cutting_are_equally_likely():
     """Length 9, 3 noise tokens in 2 spans: 2 x 5 masks; drawn in numpy and in jax."""
     how = SpanCorruption(density=1 / 3, mean_length=1.5, sentinel=99)
     assert how.counts(9) == (3, 2)
-    drawn = tiny.jit(jax.vmap(lambda key: noise_mask(how, 9, key)))(jax.random.split(jax.random.key(0), 4000))
+    drawn = jax.jit(jax.vmap(lambda key: noise_mask(how, 9, key)))(jax.random.split(jax.random.key(0), 4000))
     rng, plain = np.random.default_rng(0), np.zeros((4000, 9), bool)
     for row in plain:
         for start, stop in how.spans(9, rng):
@@ -82,7 +81,7 @@ def test_all_ways_of_cutting_are_equally_likely():
 @pytest.mark.parametrize(("length", "closing"), [(2, False), (3, True), (17, True), (40, False)])
 def test_compiled_equals_plain(length, closing):
     how = SpanCorruption(density=0.3, mean_length=2.0, closing=closing, sentinel=999, end=1)
-    compiled = tiny.jit(lambda tokens, real, noise: corrupt(how, tokens, real, noise))
+    compiled = jax.jit(lambda tokens, real, noise: corrupt(how, tokens, real, noise))
     for seed in range(20):
         rng = np.random.default_rng(seed)
         tokens, spans = rng.integers(2, 500, length), how.spans(length, rng)
@@ -102,7 +101,7 @@ def test_the_objective_prepares_rows():
     assert from_dict(Objective, to_dict(objective)) == objective
     tokens = np.random.default_rng(0).integers(2, 50, (3, 40)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "segment_ids": jnp.ones((3, 40), jnp.int32)}
-    prepare = tiny.jit(objective.prepare)
+    prepare = jax.jit(objective.prepare)
     made = {name: np.asarray(x) for name, x in prepare(batch, jax.random.key(1)).items()}
     first, second = objective.how.sizes(40)
     assert {x.shape for x in made.values()} == {(3, first + second - 1)}

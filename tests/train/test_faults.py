@@ -31,6 +31,7 @@ import pytest
 
 from jaxlm.train import integrity
 from jaxlm.train.checkpoint import SET_ASIDE, Checkpointer
+from tests.devices import flags_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAST = 5
@@ -110,7 +111,11 @@ def delete_side_files(folder: Path) -> None:
 
 
 def child(fault: str, folder: Path) -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags_for(1),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     command = [sys.executable, "-m", "tests.train.test_faults", fault, str(folder)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == (0 if fault.startswith("full") else -signal.SIGKILL), ran.stderr

@@ -19,6 +19,7 @@ import sys, time
 import jax.numpy as jnp
 from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.preemption import Preemption
+from tests.devices import flags_for
 
 with Preemption() as preemption, Checkpointer(sys.argv[1]) as checkpointer:
     for step in range(1, 1000):
@@ -33,7 +34,7 @@ with Preemption() as preemption, Checkpointer(sys.argv[1]) as checkpointer:
 
 
 def test_sigterm_saves_and_leaves(tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags_for(1)}
     command = [sys.executable, "-c", LOOP, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:

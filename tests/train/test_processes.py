@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.core import compat
 from jaxlm.train.checkpoint import SET_ASIDE, Checkpointer
 from jaxlm.train.preemption import Preemption
+from tests.devices import flags_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -80,8 +81,11 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=2"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags_for(2),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     commands = [[sys.executable, "-c", PROGRAM, str(i), str(port), str(tmp_path)] for i in range(2)]
     with (tmp_path / "0.err").open("w") as err0, (tmp_path / "1.err").open("w") as err1:
         pair = [
