@@ -184,9 +184,9 @@ class _Made:
 
     def snippets(self, draws: np.random.Generator, number: int, size: int) -> list[bytes]:
         """Pieces of code, from a line's start."""
-        found = []
-        for i in draws.integers(0, len(self.code.train_texts), number).tolist():
-            text = self.code.train_texts[i]
+        found, texts = [], [text for text in self.code.train_texts if text]  # packages have files with nothing in them
+        for i in draws.integers(0, len(texts), number).tolist():
+            text = texts[i]
             start = text.rfind(b"\n", 0, int(draws.integers(0, len(text)))) + 1
             found.append(text[start : start + size])
         return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.preemption import Preemption
+from tests.devices import flags_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -19,7 +20,6 @@ import sys, time
 import jax.numpy as jnp
 from jaxlm.train.checkpoint import Checkpointer
 from jaxlm.train.preemption import Preemption
-from tests.devices import flags_for
 
 with Preemption() as preemption, Checkpointer(sys.argv[1]) as checkpointer:
     for step in range(1, 1000):
