@@ -8,7 +8,7 @@ from tests.kernels.cases import CASES
 from tests.kernels.table import check
 from tests.tiny import mostly_slow
 
-QUICK = (  # each kind once; the whole table is run for the TPU's kernels and XLA's, which share the tile's mathematics
+QUICK = (  # each kind once; the whole table is run for XLA's, with the same mathematics
     "causal, odd",
     "fewer queries than keys",
     "width 64",

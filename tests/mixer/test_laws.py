@@ -237,7 +237,7 @@ def runs_as_pieces(case: Case, cache: Any) -> None:
         close(stream(spec, call, params, TOKENS, pieces, SEGMENTS, cache=cache)[REAL], full[REAL])
 
 
-@streaming
+@costly_over([case for case in CASES if flows(case)])
 def test_full_pass_is_pieces_is_single_steps(case):
     runs_as_pieces(case, "full")
 

@@ -116,7 +116,8 @@ def test_values_are_mixed_with_those_of_the_first_layer():
     model = LanguageModel(ModelSpec(vocab_size=11, width=WIDTH, layers=(layer("first", 1), layer("mixed", 2))))
     params = draw_params(param_specs(model.spec))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, LENGTH)), jnp.int32)
-    whole = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens)
+    call = jax.jit(lambda p, t, state=None: model.apply({"params": p}, t, state=state))
+    whole = call(params, tokens)
 
     exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     eps = model.spec.layers[0].pattern[0].norm.eps
@@ -134,7 +135,7 @@ def test_values_are_mixed_with_those_of_the_first_layer():
 
     state, pieces = init_state(model, 2, LENGTH), []
     for start, stop in ((0, 5), (5, 6), (6, LENGTH)):
-        out = model.apply({"params": params}, tokens[:, start:stop], state=state)
+        out = call(params, tokens[:, start:stop], state)
         pieces, state = [*pieces, out.logits], out.state
     close(jnp.concatenate(pieces, 1), whole.logits)
 
