@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
+if "jax" not in sys.modules:  # in a process of its own; tests and pages that look at the suite keep theirs as it is
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
+    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 import tempfile  # noqa: E402
 from typing import Any  # noqa: E402

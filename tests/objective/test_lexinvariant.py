@@ -128,7 +128,8 @@ def test_around_another_objective():
     objective = make("objective", {"name": "lexinvariant", "args": {"inner": inner, "share": 0.5}})
     assert from_dict(Lexinvariant, to_dict(objective)) == objective
     batch = jax.jit(objective.prepare)(batch_of(), jax.random.key(0))
-    total, metrics = objective.loss(MODEL, PARAMS, batch, None)
+    both_ways = jaxlm.replace(jaxlm.LanguageModel(SPEC), {"mixer.mask": "bidirectional"}).pure
+    total, metrics = objective.loss(both_ways, PARAMS, batch, None)
     assert np.isfinite(total) and float(metrics["loss"][1]) == np.asarray(batch["weights"]).sum() > 0
 
 
