@@ -15,8 +15,10 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,14 +144,15 @@ def draw(folder: Path) -> list[Path]:
     from experiments import provenance
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "provenance.json").unlink(missing_ok=True)
-    began, out = time.monotonic(), [folder / name for name in FIGURES.values()]
-    for name, path in zip(FIGURES, out, strict=True):
-        save = f"names['figure'].savefig({str(path)!r}, dpi=120, bbox_inches='tight', metadata={{'Software': None}})"
-        run(FOLDER / f"{name}.py", save)
-    command = f"python notebooks/build.py --images {folder}"
-    provenance.write(folder, command=command, seconds=time.monotonic() - began)
-    return out
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as beside:  # committed figures are replaced once the commit has been looked at
+        for name, image in FIGURES.items():
+            path = str(Path(beside) / image)
+            save = f"names['figure'].savefig({path!r}, dpi=120, bbox_inches='tight', metadata={{'Software': None}})"
+            run(FOLDER / f"{name}.py", save)
+        command = f"python notebooks/build.py --images {folder}"
+        provenance.write(Path(beside), command=command, seconds=time.monotonic() - began)
+        return [Path(shutil.copy(path, folder)) for path in sorted(Path(beside).iterdir())]
 
 
 def main() -> None:
