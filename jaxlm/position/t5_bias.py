@@ -58,7 +58,7 @@ class BucketBias(TileBias):
     def tile(self, pos_q: jax.Array, pos_k: jax.Array) -> jax.Array:
         distance = pos_q[:, :, None] - pos_k[:, None, :]
         index = bucket(distance, self.table.shape[0], self.max_distance, self.bidirectional)
-        return self.table.astype(jnp.float32)[index].transpose(0, 3, 1, 2)
+        return jnp.asarray(self.table, jnp.float32)[index].transpose(0, 3, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
