@@ -30,7 +30,8 @@ from tests.kernels.recurrences import (
 from tests.kernels.test_tpu import RACES, found_races
 from tests.tiny import slow
 
-BOUNDS = {"float32": 2e-6, "bfloat16": 1e-2}
+# By the dtype of the case, then of what is compared: products of bfloat16 round what is float32 behind them, too.
+BOUNDS = {"float32": {"float32": 2e-6}, "bfloat16": {"float32": 4e-3, "bfloat16": 1e-2}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def expected(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TABLE)
 def test_equals_the_oracle(name: str, backend: str) -> None:
-    agree(draw(name), run(draw(name), ssd, backend), expected(name), BOUNDS)
+    agree(draw(name), run(draw(name), ssd, backend), expected(name), BOUNDS[draw(name).dtype])
 
 
 def test_the_oracle_gradients_are_finite_differences() -> None:
@@ -167,7 +168,7 @@ def test_heads_of_one_group_may_need_several_steps(monkeypatch: pytest.MonkeyPat
     """Their parts of dq and dk are then summed when the kernel is done."""
     monkeypatch.setattr(tpu, "HEADS", 1)
     name = "odd, grouped, documents"
-    agree(draw(name), run(draw(name), ssd, "tpu"), expected(name), BOUNDS)
+    agree(draw(name), run(draw(name), ssd, "tpu"), expected(name), BOUNDS[draw(name).dtype])
 
 
 def test_no_races(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_no_races(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tpu, "CHUNK", 32)
     drawn, got = draw("few tokens"), []
     assert not found_races(lambda: got.append(run(drawn, ssd, "tpu", interpret=RACES)))
-    agree(drawn, got[0], expected("few tokens"), BOUNDS)
+    agree(drawn, got[0], expected("few tokens"), BOUNDS["float32"])
 
 
 REQUESTS = {
