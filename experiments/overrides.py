@@ -20,7 +20,7 @@ from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 from jaxlm.core import registry
-from jaxlm.core.config import Spec, differences, from_dict, make, to_dict
+from jaxlm.core.config import Spec, from_dict, make, to_dict
 from jaxlm.core.errors import ConfigError, unknown
 
 Config = TypeVar("Config", bound=Spec)
@@ -67,14 +67,35 @@ LONGEST = 100  # characters of a value that `diff` prints
 
 
 def diff(config: Spec) -> list[str]:
-    """How a configuration differs from its class's defaults, each line written as the flag that would do it."""
-    changes = differences(to_dict(config), to_dict(type(config)()))
-    lines = []
-    for path, (new, old) in changes.items():
-        if new != "(absent)":
-            path = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
-            lines.append(f"{f'--config.{path}={_short(new)}':<40}  (default {_short(old)})")
-    return lines
+    """How a configuration differs from its class's defaults, each line written as the flag that would do it.
+
+    The arguments of a method that is not the default's are compared with that method's own defaults.
+    """
+    return [
+        f"{f'--config.{path}={_short(to_dict(new))}':<40}  (default {_short(to_dict(old))})"
+        for path, new, old in _differences(config, type(config)())
+    ]
+
+
+def _differences(new: Any, old: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, new, old) of what differs in two configurations of one class."""
+    if dataclasses.is_dataclass(new) and type(new) is type(old):
+        for field in dataclasses.fields(new):
+            left, right = getattr(new, field.name), getattr(old, field.name)
+            below = f"{path}.{field.name}".lstrip(".")
+            if "slot" not in field.metadata:
+                yield from _differences(left, right, below)
+                continue
+            if type(left) is not type(right):
+                name, before = (to_dict(of)[field.name]["name"] for of in (new, old))
+                yield f"{below}.name", name, before
+                right = make(field.metadata["slot"], name, optional=field.metadata["optional"])
+            yield from _differences(left, right, f"{below}.args")
+    elif isinstance(new, tuple) and isinstance(old, tuple) and len(new) == len(old):
+        for i, (left, right) in enumerate(zip(new, old, strict=True)):
+            yield from _differences(left, right, f"{path}[{i}]")
+    elif to_dict(new) != to_dict(old):
+        yield path, new, old
 
 
 def _short(value: Any) -> str:

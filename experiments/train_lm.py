@@ -51,7 +51,8 @@ class Data(Spec):
       validation: what to evaluate on, likewise; empty for 5 % of the source's documents, chosen by their hash.
       field: of JSON lines and parquet rows.
       binary: take bytes that are not UTF-8.
-      chunk: cut documents into pieces of at most this many bytes; 0 for whole documents.
+      chunk: cut documents into pieces of at most this many bytes; 0 for whole documents, unless those are too
+        few to set any aside.
       length: of the rows, in tokens.
       layout: ``"pack"`` documents end to end, or ``"pad"`` each in rows of its own.
       tokenizer: text to tokens.

@@ -29,6 +29,8 @@ from jaxlm.data.docstrings import docstrings
 from jaxlm.data.records import Document
 
 PARTS = ("train", "validation", "test")
+SMALLEST_PIECE = 4  # bytes: a character of UTF-8
+PIECES = 200  # of a text that has too few documents to set any aside: 10 are expected in each small part
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 INSTALLED_FOLDERS = {"site-packages", "dist-packages"}
 
@@ -58,16 +60,30 @@ class Corpus:
     def part(self, name: str) -> Corpus:
         """The documents of ``"train"`` (90 %), ``"validation"`` or ``"test"`` (5 % each), see `part_of`.
 
-        Raises `ConfigError` if no document falls there.
+        Where whole documents leave one of the three empty, as a single long text does, all are of pieces instead, cut
+        as by ``chunk`` of `read` at a two-hundredth of the text.
+
+        Raises `ConfigError` if no text falls there even so.
         """
         choose("part of a corpus", name, PARTS)
-        chosen = tuple(document for document in self.documents if part_of(document) == name)
-        if not any(document.text for document in chosen):
+        if not any(document.text for document in self._parts[name]):
             raise ConfigError(
-                f"the {name} part of {self.source} is empty ({len(self.documents)} documents, split by their hash); "
-                "give more documents, cut them with chunk=BYTES, or name a file for each part"
+                f"the {name} part of {self.source} is empty: {self.num_bytes:,} bytes in {len(self.documents)} "
+                "documents are too few to set any aside by their hash; give more text, or name a file for each part"
             )
-        return Corpus(f"{self.source}[{name}]", chosen)
+        return Corpus(f"{self.source}[{name}]", self._parts[name])
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, tuple[Document, ...]]:
+        parts = _by_part(self.documents)
+        if all(any(document.text for document in part) for part in parts.values()):
+            return parts
+        size = max(self.num_bytes // PIECES, SMALLEST_PIECE)
+        return _by_part(tuple(piece for document in self.documents for piece in _cut(document, size)))
+
+
+def _by_part(documents: tuple[Document, ...]) -> dict[str, tuple[Document, ...]]:
+    return {name: tuple(document for document in documents if part_of(document) == name) for name in PARTS}
 
 
 def part_of(document: Document) -> str:
@@ -87,13 +103,13 @@ def read(source: str, *, field: str = "text", binary: bool = False, chunk: int =
       field: the JSON field or parquet column that holds the text.
       binary: take any bytes; otherwise all text must be UTF-8.
       chunk: cut documents without a prompt into pieces of at most this many bytes (0, or at least 4), after a line end
-        where there is one, else between characters. A single long text needs it to have a validation part.
+        where there is one, else between characters.
 
     Raises:
       ConfigError: nothing there, nothing in it, not readable, not UTF-8, a bad line or a missing field, in one line.
     """
-    if chunk < 0 or 0 < chunk < 4:
-        raise ConfigError(f"chunk: expected 0 (whole documents) or at least 4 bytes, got {chunk}")
+    if chunk < 0 or 0 < chunk < SMALLEST_PIECE:
+        raise ConfigError(f"chunk: expected 0 (whole documents) or at least {SMALLEST_PIECE} bytes, got {chunk}")
     if source == "stdlib:docstrings":
         found = list(_docstrings())
     else:

@@ -202,17 +202,28 @@ def test_cut_keeps_everything_and_whole_characters(text, size):
     assert list(_cut(with_prompt, size)) == [with_prompt]
 
 
-def test_one_long_text_needs_cutting_to_be_split(tmp_path):
+def test_a_text_of_too_few_documents_is_split_in_pieces(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("".join(f"line {i}\n" for i in range(2000)))
     whole = read(str(path))
-    with pytest.raises(ConfigError, match=r"part of .* is empty .*chunk=BYTES"):
-        [whole.part(name) for name in PARTS]
+    parts = [whole.part(name) for name in PARTS]
+    assert len(whole.documents) == 1 and [part.num_bytes > 0 for part in parts] == [True] * 3
+    assert sum(part.num_bytes for part in parts) == whole.num_bytes < 2 * parts[0].num_bytes
+    assert sorted(piece for part in parts for piece in b"".join(texts(part)).splitlines()) == sorted(
+        path.read_bytes().splitlines()
+    )
     cut = read(str(path), chunk=100)
     assert b"".join(texts(cut)) == path.read_bytes() and all(t.endswith(b"\n") for t in texts(cut))
     assert all(cut.part(name).num_bytes for name in PARTS)
     with pytest.raises(ConfigError, match="unknown part of a corpus 'valid'"):
         cut.part("valid")
+
+
+def test_too_little_text_to_set_any_aside(tmp_path):
+    path = tmp_path / "word.txt"
+    path.write_text("word")
+    with pytest.raises(ConfigError, match=r"part of .*word.txt is empty: 4 bytes in 1 documents .*give more text"):
+        [read(str(path)).part(name) for name in PARTS]
 
 
 def test_text_to_batches_needs_numpy_only(tmp_path):
