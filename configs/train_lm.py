@@ -59,7 +59,7 @@ def _optimizer(peak: float, warmup: float) -> Optimizer:
 def _smoke() -> RunConfig:
     return RunConfig(
         model=_model(64, 2, 4),
-        train=TrainConfig(steps=150, batch_size=16, optimizer=_optimizer(5e-3, 20), log_every=10, eval_every=75),
+        train=TrainConfig(steps=150, batch_size=16, optimizer=_optimizer(5e-3, 0.13), log_every=10, eval_every=75),
         data=Data(length=128),
     )
 
@@ -67,13 +67,13 @@ def _smoke() -> RunConfig:
 def _small() -> RunConfig:
     return RunConfig(
         model=_model(128, 4, 4),
-        train=TrainConfig(steps=1500, batch_size=16, optimizer=_optimizer(3e-3, 100), eval_every=500, save_every=250),
+        train=TrainConfig(steps=1500, batch_size=16, optimizer=_optimizer(3e-3, 0.07), eval_every=500, save_every=250),
         data=Data(length=256),
     )
 
 
 def _longer(length: int = 1024, batch_size: int = 4) -> RunConfig:
-    train = TrainConfig(steps=300, batch_size=batch_size, optimizer=_optimizer(5e-4, 30), eval_every=100)
+    train = TrainConfig(steps=300, batch_size=batch_size, optimizer=_optimizer(5e-4, 0.1), eval_every=100)
     return RunConfig(model=_model(128, 4, 4, base=500_000.0), train=train, data=Data(length=length))
 
 
@@ -85,7 +85,7 @@ def _gpu() -> RunConfig:
     return RunConfig(
         model=_model(768, 12, 12, dtype="bfloat16"),
         train=TrainConfig(
-            steps=5000, batch_size=128, optimizer=_optimizer(1e-3, 200), log_every=20, eval_every=500, save_every=500
+            steps=5000, batch_size=128, optimizer=_optimizer(1e-3, 0.04), log_every=20, eval_every=500, save_every=500
         ),
         data=Data(length=1024),
     )
@@ -97,7 +97,7 @@ def _tpu() -> RunConfig:
         train=TrainConfig(
             steps=10_000,
             batch_size=256,
-            optimizer=_optimizer(6e-4, 500),
+            optimizer=_optimizer(6e-4, 0.05),
             mesh=Mesh(data=1, fsdp=-1),
             log_every=20,
             eval_every=1000,

@@ -172,13 +172,14 @@ def test_prints_what_differs_as_flags(parse, capsys):
 
 
 def test_arguments_of_another_method_are_compared_with_its_own_defaults(parse, capsys):
-    parse("--config.layers[0].position.name=learned", "--config.layers[0].position.args.size=33", "--config.extra=alibi")
+    position = "--config.layers[0].position"
+    parse(f"{position}.name=learned", f"{position}.args.size=33", "--config.extra=alibi")
     flags = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --config")]
     assert flags == [
-        "--config.layers[0].position.name=learned",
-        "--config.layers[0].position.args.size=33",
-        "--config.note=small",
+        f"{position}.name=learned",
+        f"{position}.args.size=33",
         "--config.extra.name=alibi",
+        "--config.note=small",
     ]
 
 
