@@ -18,10 +18,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: idle threads must not burn what is billed
 
-from experiments.host_memory import keep_freed_memory  # noqa: E402
-
-keep_freed_memory()  # for all contestants, as `experiments.flags.run` does
-
 import importlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
@@ -29,6 +25,7 @@ import sys  # noqa: E402
 from absl import flags  # noqa: E402
 
 from experiments import command, startup  # noqa: E402
+from experiments.host_memory import keep_freed_memory  # noqa: E402
 from jaxlm.core.errors import choose  # noqa: E402
 
 SUITES = ("train_step", "decode", "attention", "recurrence", "tokenize", "delete_gate", "bytes")
@@ -40,10 +37,18 @@ ROUNDS = flags.DEFINE_integer(
     "rounds", 10, "rounds; each contestant runs once a round", lower_bound=1, flag_values=FLAGS
 )
 STEPS = flags.DEFINE_integer("steps", 3, "steps of a contestant in a round", lower_bound=1, flag_values=FLAGS)
+KEEP_MEMORY = flags.DEFINE_boolean(
+    "keep_memory",
+    True,
+    "keep freed memory for all contestants, as the binaries here do; --nokeep_memory as in a program that does not ask",
+    flag_values=FLAGS,
+)
 THREADS = flags.DEFINE_integer("threads", 2, "threads of the peers; decode takes one", lower_bound=1, flag_values=FLAGS)
 
 
 def main() -> int:
+    if KEEP_MEMORY.value:
+        keep_freed_memory()  # before jax, whose threads allocate
     suite = importlib.import_module(f"experiments.suites.{choose('suite', SUITE.value, SUITES)}")
     startup.begin(compile_cache=False)  # again, now that the suite has loaded jax
     from experiments import provenance, study  # they load jax, which a suite may have set up first
