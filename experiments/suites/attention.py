@@ -94,8 +94,13 @@ class Compiled:
 
 
 def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """d sum(out * weights) / d (q, k, v), the weights being the fourth argument."""
-    return lambda q, k, v, w: jax.grad(lambda *x: (function(*x) * w).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+    """sum(out * weights) and its derivatives by q, k, v, the weights being the fourth argument.
+
+    The value is asked for, as every training step does: derivatives alone would let the compiler leave out the last
+    product of a forward pass that is written in plain JAX.
+    """
+    value = lambda function, w, *x: (function(*x) * w).astype(jnp.float32).sum()
+    return lambda q, k, v, w: jax.value_and_grad(functools.partial(value, function, w), (0, 1, 2))(q, k, v)
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, start: Any = 0) -> jax.Array:

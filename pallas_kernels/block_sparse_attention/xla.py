@@ -92,6 +92,7 @@ def backward(
 
         def one(carry: Any, row: jax.Array, width: int = width, shape: Any = dq.shape[1:]) -> Any:
             query, out_ct = p.query_block(row), p.row_of(dout, row)
+            query_turned, ct_turned = _turned(query), _turned(out_ct)
             row_lse, row_delta = p.row_of(lse, row), p.row_of(delta, row)
 
             def meet(entries: Any, carry: Any, dquery: jax.Array | None) -> tuple[Any, jax.Array]:
@@ -113,8 +114,8 @@ def backward(
                 weights = p.folded(weights).astype(v.dtype)
                 dscores = p.folded(dlogits * slope).astype(q.dtype)
                 added = _matmul("bgmt,bgtk->bgmk", dscores, keys)
-                dk = p.add_blocks(dk, entries, _matmul("bgmk,bgmt->bgkt", query, dscores))
-                dv = p.add_blocks(dv, entries, _matmul("bgmv,bgmt->bgvt", out_ct, weights))
+                dk = p.add_blocks(dk, entries, _matmul("bgkm,bgmt->bgkt", query_turned, dscores))
+                dv = p.add_blocks(dv, entries, _matmul("bgvm,bgmt->bgvt", ct_turned, weights))
                 return (dk, dv, dnumbers), added if dquery is None else dquery + added
 
             if width <= CHUNK:
@@ -130,6 +131,11 @@ def backward(
         dq = part if len(rows) == p.rows and width == p.width else dq.at[rows].set(part)
     dk, dv, dnumbers = carry
     return p.unblocked(dq), dk.reshape(k.shape).astype(k.dtype), dv.reshape(v.shape).astype(v.dtype), dnumbers
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """[.., m, k] -> [.., k, m] in memory. Without the barrier XLA folds it into the product, which is then slower."""
+    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
 class _Problem:
