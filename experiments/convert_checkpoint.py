@@ -4,8 +4,9 @@
     python -m experiments.convert_checkpoint --source=runs/lm --target=exports/lm --dtype=bfloat16 --shard_size=2GB
 
 What --source is, is seen from its files; --to says what --target becomes, by default the other kind. A run of ours
-gives its parameters (their running averages, where it keeps those), not its optimizer. Tokenizer and generation files
-are carried along. --target appears whole or not at all, and nothing is replaced without --overwrite.
+gives its parameters (their running averages, where it keeps those), not its optimizer, and its tokenizer, if that is of
+bytes or byte-level BPE. Tokenizer and generation files of an imported model are carried along. --target appears whole
+or not at all, and nothing is replaced without --overwrite.
 
 --verify loads the result again and compares its logits with those of the source, both computed in float32, on the
 tokens of the source's expected.npz (and with the logits recorded there), or on random ones. A difference beyond
@@ -20,6 +21,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,14 @@ from experiments import checkpoints, command
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.core.types import Params
+from jaxlm.interop import tokenizer_files
 from jaxlm.interop.card import CARD
 from jaxlm.interop.load import DTYPES
 from jaxlm.interop.replace import replace_folder
 from jaxlm.interop.save import CARRIED, save_hf
 from jaxlm.model import decoder
 from jaxlm.model.language_model import LanguageModel
+from jaxlm.tokenize.base import Tokenizer
 from jaxlm.train.load import ORIGIN, save_checkpoint
 
 FLAGS = flags.FlagValues()
@@ -81,7 +85,9 @@ def main() -> int:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"read {source} ({kind}): {count:,} parameters in {model.spec.depth} layers, {model.spec.dtype}", flush=True)
     if to == "hf":
-        save_hf(model, params, target, family=FAMILY.value, shard_size=size, overwrite=OVERWRITE.value)
+        own = _tokenizer(source, model, STEP.value) if kind == "orbax" else None
+        options: Any = {"family": FAMILY.value, "shard_size": size, "overwrite": OVERWRITE.value, "tokenizer": own}
+        save_hf(model, params, target, **options)
     else:
         write_orbax(model, params, target, OVERWRITE.value)
     files = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
@@ -91,6 +97,20 @@ def main() -> int:
         return 0
     del params
     return verify(source, target, TOLERANCE.value, STEP.value)
+
+
+def _tokenizer(source: Path, model: LanguageModel, step: int | None) -> Tokenizer | None:
+    """That of a run of ours, if Hugging Face's files can hold it; an imported model brings its own files along."""
+    if model.origin:
+        return None
+    try:
+        tokenizer = checkpoints.tokenizer_of(source, model, step)
+    except ConfigError:  # a run that was not on text
+        return None
+    if why := tokenizer_files.refusal(tokenizer):
+        print(f"note: no tokenizer is written: {why}")
+        return None
+    return tokenizer
 
 
 def write_orbax(model: LanguageModel, params: Params, target: Path, overwrite: bool) -> None:

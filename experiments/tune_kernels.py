@@ -68,6 +68,7 @@ def best(name: str, mask: Mask, sizes: list[tuple[int, int]], dtype: str, width:
     keys = jax.random.split(jax.random.key(0), 4)
     arrays = tuple(jax.random.normal(key, (1, LENGTH.value, HEADS.value, width), dtype) for key in keys)
     contestants, by_name = [], {}
+    left_out: dict[str, list[str]] = {}  # candidates by the reason
     for size in sizes:
         call = functools.partial(attention, mask=mask, implementation=name, block_sizes=size)
         label = f"{size[0]} x {size[1]}"
@@ -79,10 +80,14 @@ def best(name: str, mask: Mask, sizes: list[tuple[int, int]], dtype: str, width:
                 continue
             except (jax.errors.JaxRuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0][:120]
-        print(f"{label} is left out: {reason}", file=sys.stderr)
+        left_out.setdefault(reason, []).append(label)
     pattern = registry.name_of("mask", mask)
     if not contestants:
-        raise ConfigError(f"no candidate tile serves {pattern}, {dtype}, width {width} with {name!r}")
+        raise ConfigError(
+            f"no candidate tile serves {pattern}, {dtype}, width {width} with {name!r}: {'; '.join(left_out)}"
+        )
+    for reason, labels in left_out.items():
+        print(f"left out: {', '.join(labels)}: {reason}", file=sys.stderr)
     entries, _ = race(contestants, ROUNDS.value, 1)
     key = "cpu_seconds" if jax.default_backend() == "cpu" else "wall_seconds"
     label = min(entries, key=lambda n: entries[n][key])

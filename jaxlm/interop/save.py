@@ -18,6 +18,7 @@ from jaxlm.core import registry
 from jaxlm.core.errors import ConfigError, choose
 from jaxlm.core.params import flatten
 from jaxlm.core.types import Params
+from jaxlm.interop import tokenizer_files
 from jaxlm.interop.card import CARD, write_card
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import TOKENS, Family, different
@@ -26,13 +27,12 @@ from jaxlm.interop.load import DTYPES, family_of, plan_of
 from jaxlm.interop.replace import replace_folder
 from jaxlm.interop.tensors import Planned, write_folder
 from jaxlm.model.language_model import Model
+from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.hf import check_vocabulary
 
 # Files that are carried along untouched where the model was imported from a folder; code never is.
-CARRIED = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE",
-)  # fmt: skip
+OTHERS = ("generation_config.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE")
+CARRIED = (*tokenizer_files.NAMES, *OTHERS)
 
 
 def save_hf(
@@ -44,6 +44,7 @@ def save_hf(
     dtype: str | None = None,
     shard_size: int = 5_000_000_000,
     overwrite: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Writes config.json, safetensors, a model card, and the tokenizer and generation files the model came with.
 
@@ -54,13 +55,15 @@ def save_hf(
       dtype: of the tensors, ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for that of each parameter.
       shard_size: bytes of tensors in one file.
       overwrite: replace a folder that is not empty; a crash leaves the old one whole.
+      tokenizer: of a model that was trained here; its files are written too (bytes, byte-level BPE, or those of a
+        Hugging Face folder), and its special ids. None for the files of the model's origin.
 
     Returns:
       The folder.
 
     Raises:
       ConfigError: in one line: no family can express the model (what stands in the way is named), parameters that are
-        not the model's, or a folder that may not be written.
+        not the model's, a tokenizer without such files or with other ids, or a folder that may not be written.
     """
     if dtype is not None:
         choose("dtype", dtype, DTYPES)
@@ -68,6 +71,9 @@ def save_hf(
     leaves, specs = _leaves(params, model), dict(flatten(model.pure.param_specs()))
     stored = dtype or _most(leaves)
     settings = {**settings, "dtype": stored, "torch_dtype": stored}
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.spec.vocab_size)
+        settings |= tokenizer_files.special_ids(tokenizer)
     parts: dict[str, list[tuple[Leaf, int, Place, tuple[int, ...]]]] = {}
     for path, source in plan_of(chosen, model.spec).items():
         for layer, places in enumerate(source.layers):
@@ -77,9 +83,11 @@ def save_hf(
     origin = Path(model.origin) if model.origin else None
     with replace_folder(folder, overwrite) as new:
         (new / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        for name in CARRIED if origin is not None else ():
+        for name in CARRIED if tokenizer is None else OTHERS:
             if origin is not None and (origin / name).is_file():
                 shutil.copyfile(origin / name, new / name)
+        if tokenizer is not None:
+            tokenizer_files.write(tokenizer, new, adds_bos=tokenizer.adds_bos)
         write_folder(new, tensors, shard_size=shard_size)
         write_card(new / CARD, model, chosen, origin)
     return Path(folder)

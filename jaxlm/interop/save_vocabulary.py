@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Params
+from jaxlm.interop import tokenizer_files
 from jaxlm.interop.card import CARD
 from jaxlm.interop.config import Config
-from jaxlm.interop.family import TOKENS, different
+from jaxlm.interop.family import different
 from jaxlm.interop.load import family_of
 from jaxlm.interop.replace import replace_folder
-from jaxlm.interop.save import CARRIED, save_hf
+from jaxlm.interop.save import save_hf
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer
-from jaxlm.tokenize.bpe import BpeTokenizer
-from jaxlm.tokenize.bpe_files import to_hf
-from jaxlm.tokenize.hf import FILE, HfTokenizer, check_vocabulary
-
-# Of the files that go with a checkpoint, those that are not its tokenizer's.
-KEPT = ("generation_config.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE")
-TOKENIZER_FILES = tuple(name for name in CARRIED if name not in KEPT)
+from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.hf import HfTokenizer, check_vocabulary
 
 # Settings of generation that hold ids or strings of the old tokenizer.
 STALE = (
@@ -71,16 +65,16 @@ def save_vocabulary(
         (origin / "config.json").is_file(), f"{origin} has no config.json; expected the checkpoint that was changed"
     )
     check_vocabulary(tokenizer, model.spec.vocab_size)
-    ids = _special_ids(tokenizer)
+    ids = tokenizer_files.special_ids(tokenizer)
     with replace_folder(folder, overwrite) as new:
-        _write_tokenizer(tokenizer, new)
+        tokenizer_files.write(tokenizer, new)
         written = HfTokenizer.from_folder(new)
         require(
             written.token_bytes == tokenizer.token_bytes,
             f"the files of the {tokenizer.name!r} tokenizer do not give back its tokens; nothing was written",
         )
         save_hf(LanguageModel(model.spec, origin=str(origin)), params, new / "model", dtype=dtype)
-        for name in TOKENIZER_FILES:  # the old tokenizer's
+        for name in tokenizer_files.NAMES:  # the old tokenizer's
             (new / "model" / name).unlink(missing_ok=True)
         for path in sorted((new / "model").iterdir()):
             path.rename(new / path.name)
@@ -90,31 +84,6 @@ def save_vocabulary(
             _rewrite(new / "generation_config.json", ids)
         _write_note(new / CARD, tokenizer, note)
     return Path(folder)
-
-
-def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The keys of config.json for special tokens; null where the tokenizer has none."""
-    stops = list(tokenizer.stop_ids)
-    found = {key: tokenizer.special_ids.get(role) for key, role in zip(TOKENS, (BOS, EOS, PAD), strict=True)}
-    return found | {"eos_token_id": stops if len(stops) > 1 else found["eos_token_id"]}
-
-
-def _write_tokenizer(tokenizer: Tokenizer, new: Path) -> None:
-    if not isinstance(tokenizer, HfTokenizer):
-        if not isinstance(tokenizer, BpeTokenizer):
-            allowed = "a Hugging Face folder, or a 'bpe' tokenizer"
-            raise ConfigError(f"a {tokenizer.name!r} tokenizer has no {FILE}; allowed: {allowed}")
-        to_hf(tokenizer, new)
-        return
-    path = Path(tokenizer.path)
-    here = path if path.is_dir() else path.parent
-    require(
-        path.is_dir() or path.name == FILE,
-        f"{path}: a saved tokenizer; give the folder with its {FILE} to copy the files",
-    )
-    for name in TOKENIZER_FILES:
-        if (here / name).is_file():
-            shutil.copyfile(here / name, new / name)
 
 
 def _write_config(path: Path, origin: Path, model: LanguageModel, ids: dict[str, Any]) -> None:

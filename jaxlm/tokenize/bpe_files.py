@@ -74,11 +74,12 @@ def from_hf(path: str | os.PathLike[str]) -> Imported:
     return _built({token: i for i, token in enumerate(tokens)}, merges, ("gpt2",), {}, str(path))
 
 
-def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str]) -> None:
+def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str], *, adds_bos: bool = False) -> None:
     """Writes tokenizer.json and tokenizer_config.json with our ids, for the libraries tokenizers and transformers.
 
-    They encode as we do, but that they find special tokens in text. Raises `ConfigError` if two tokens spell the same
-    bytes or a special token spells another one: a vocabulary file has one id for each spelling.
+    They encode as we do, but that they find special tokens in text, and begin it with that of beginnings if
+    ``adds_bos``. Raises `ConfigError` if two tokens spell the same bytes or a special token spells another one: a
+    vocabulary file has one id for each spelling.
     """
     spelled: dict[str, int] = {}
     for i in tokenizer.symbol_ids.tolist():
@@ -105,7 +106,7 @@ def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str]) -> None:
         ],
         "normalizer": None,
         "pre_tokenizer": _written(tokenizer.split),
-        "post_processor": None,
+        "post_processor": _begins_with(tokenizer) if adds_bos else None,
         "decoder": _byte_level(False),
         "model": model | {"vocab": spelled, "merges": [[spelling[a], spelling[b]] for a, b in tokenizer.merges]},
     }
@@ -287,6 +288,15 @@ def _step(rule: str) -> dict[str, Any]:
         size = groups[2]
         return _split({"Regex": rf"[0-9]{{1,{size}}}(?=([0-9]{{{size}}})*(?![0-9]))|\p{{Nd}}"}, "Isolated")
     return _split({"Regex": rule.removeprefix("regex:")}, "Isolated")
+
+
+def _begins_with(tokenizer: BpeTokenizer) -> dict[str, Any]:
+    """The post-processor that puts the token of beginnings before a text."""
+    bos = {"id": BOS, "type_id": 0}
+    one = [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}]
+    two = [*one, {"SpecialToken": {**bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    known = {BOS: {"id": BOS, "ids": [tokenizer.special(BOS)], "tokens": [BOS]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": known}
 
 
 def _written(rules: Sequence[str]) -> dict[str, Any]:

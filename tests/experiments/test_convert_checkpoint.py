@@ -13,18 +13,31 @@ from safetensors.numpy import load_file
 import jaxlm
 from experiments import checkpoints, command, convert_checkpoint
 from experiments.convert_checkpoint import FLAGS, parse_size
+from jaxlm.core.config import to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.ffn.glu import Glu
 from jaxlm.interop.tensors import INDEX, open_folder
-from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.base import EOS, Tokenizer
+from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
-from jaxlm.train.load import save_checkpoint
+from jaxlm.tokenize.unigram import UnigramTokenizer
+from jaxlm.train.checkpoint import Checkpointer
+from jaxlm.train.config import VERSION, TrainConfig
+from jaxlm.train.load import CHECKPOINTS, save_checkpoint
 from tests.tiny import params_of, tiny
 
 
 def convert(source, target, *arguments):
     argv = ["convert", f"--source={source}", f"--target={target}", *arguments]
     return command.run(convert_checkpoint.main, FLAGS, convert_checkpoint.__doc__, argv)
+
+
+def save_run(folder, spec, tokenizer):
+    """A checkpoint as a run on text leaves it."""
+    meta = {"config_version": VERSION, "model": to_dict(spec), "train": to_dict(TrainConfig())}
+    meta["run"] = {"data": {"tokenizer": {"name": tokenizer.name, "args": to_dict(tokenizer)}}}
+    with Checkpointer(folder / CHECKPOINTS, asynchronous=False) as saved:
+        assert saved.save(0, {"params": params_of(spec)}, meta)
 
 
 def tensors(folder):
@@ -189,6 +202,35 @@ def test_tokenizers_of_either_kind(source, tmp_path):
     ours, _ = checkpoints.load(tmp_path / "ours")
     found: Tokenizer = checkpoints.tokenizer_of(tmp_path / "ours", ours)
     assert found == checkpoints.tokenizer_of(source, model) and found.vocab_size == model.spec.vocab_size
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [ByteTokenizer(), ByteTokenizer(specials=()), BpeTokenizer.train(["the cat sat on the mat"] * 9, 265)],
+    ids=["bytes", "bytes alone", "bpe"],
+)
+def test_the_tokenizer_of_a_run_goes_along(tmp_path, tokenizer, capsys):
+    """And reads text, with its first token, as the run did."""
+    spec = tiny(mixer={"position": "rotary"}, block={"ffn": Glu(hidden=24)}, repeats=1, vocab_size=tokenizer.vocab_size)
+    save_run(tmp_path / "run", spec, tokenizer)
+    assert convert(tmp_path / "run", tmp_path / "hf") == 0, capsys.readouterr().err
+    model, _ = checkpoints.load(tmp_path / "hf")
+    found = checkpoints.tokenizer_of(tmp_path / "hf", model)
+    text = "the cat\u00e9 \U0001f600"
+    assert found.token_bytes == tokenizer.token_bytes and found.adds_bos == tokenizer.adds_bos
+    assert found.encode(text, bos=found.adds_bos).tolist() == tokenizer.encode(text, bos=tokenizer.adds_bos).tolist()
+    assert found.special_ids.items() >= tokenizer.special_ids.items() and found.stop_ids == tokenizer.stop_ids
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert settings["eos_token_id"] == tokenizer.special_ids.get(EOS)
+
+
+def test_a_tokenizer_without_files_is_named(tmp_path, capsys):
+    tokenizer = UnigramTokenizer.train(["the cat sat on the mat"] * 9, 270)
+    spec = tiny(mixer={"position": "rotary"}, block={"ffn": Glu(hidden=24)}, repeats=1, vocab_size=tokenizer.vocab_size)
+    save_run(tmp_path / "run", spec, tokenizer)
+    assert convert(tmp_path / "run", tmp_path / "hf") == 0, capsys.readouterr().err
+    assert "note: no tokenizer is written: a 'unigram' tokenizer has no tokenizer.json" in capsys.readouterr().out
+    assert not (tmp_path / "hf" / "tokenizer.json").exists()
 
 
 def test_a_run_names_its_tokenizer(tmp_path):

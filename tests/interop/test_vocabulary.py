@@ -29,6 +29,7 @@ from jaxlm.interop.vocabulary import (
 from jaxlm.tokenize.base import BOS, EOS, PAD
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.tokenize.character import CharacterTokenizer
 from jaxlm.tokenize.hf import HfTokenizer
 from jaxlm.tokenize.overlap import overlap
 from tests.interop.test_families import DATA
@@ -275,8 +276,8 @@ def test_a_tokenizer_of_ours(checkpoints, tmp_path):
     written = HfTokenizer.from_folder(tmp_path / "out")
     np.testing.assert_array_equal(written.encode(TEXT[0]), NEW.encode(TEXT[0]))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == NEW.special(PAD)
-    with pytest.raises(ConfigError, match="a 'byte' tokenizer has no tokenizer.json; allowed: a Hugging Face folder"):
-        save_vocabulary(after, swapped, tmp_path / "no", origin=folder / "llama", tokenizer=ByteTokenizer())
+    with pytest.raises(ConfigError, match="a 'character' tokenizer has no tokenizer.json; allowed: a Hugging Face folder"):
+        save_vocabulary(after, swapped, tmp_path / "no", origin=folder / "llama", tokenizer=CharacterTokenizer.train(["abc"]))
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
