@@ -65,6 +65,8 @@ class SmallPair(Spec):
       encoder, decoder: layers of each.
       gate: encoder layers before the gate.
       length: bytes of a source, before corruption.
+      softmax1: of all attention, as the paper recommends. The gate's number is added to logits, and what all keys have
+        in common cancels in a softmax: a gate that closes for all alike costs nothing there, and here attention.
       batch_size, steps, rate, steps_per_call: as of `SmallModel`.
     """
 
@@ -74,6 +76,7 @@ class SmallPair(Spec):
     decoder: int = 2
     gate: int = 1
     length: int = 32
+    softmax1: bool = True
     batch_size: int = 32
     steps: int = 1200
     rate: float = 1e-3
@@ -82,14 +85,20 @@ class SmallPair(Spec):
     def check(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            require(value > 0, f"SmallPair.{field.name}: expected a positive number, got {value}")
+            require(
+                field.name == "softmax1" or value > 0,
+                f"SmallPair.{field.name}: expected a positive number, got {value}",
+            )
         require(self.gate < self.encoder, f"SmallPair.gate: expected fewer than {self.encoder} layers, got {self.gate}")
 
     def spec(self, gated: bool) -> EncoderDecoderSpec:
         ffn = Mlp(activation="gelu")
-        attend = functools.partial(Attention, heads=self.heads)
+        attend = functools.partial(Attention, heads=self.heads, softmax1=self.softmax1)
         reads = Block(attend(mask="bidirectional", position=T5Bias(bidirectional=True)), ffn)
-        writes = Block(attend(position=T5Bias()), None), Block(CrossAttention(heads=self.heads), ffn)
+        writes = (
+            Block(attend(position=T5Bias()), None),
+            Block(CrossAttention(heads=self.heads, softmax1=self.softmax1), ffn),
+        )
         stack = functools.partial(ModelSpec, BYTES.vocab_size, self.width, tied_head=True, remat="none")
         return EncoderDecoderSpec(
             stack(layers=tuple(Group((reads,), n) for n in (self.gate, self.encoder - self.gate))),
@@ -200,6 +209,8 @@ class Deletion(Study):
       vowels, text: the models of the two parts.
       vowel_rate: target share of deleted letters.
       rates: target shares of deleted bytes.
+      delay: share of the steps that come before keeping a token costs anything, as in the source's diagnostic tasks
+        (10,000 steps of 30,000): the gate opens all the way at first, and tokens that are used by then resist.
       controller: of the rate; its target is not looked at.
       rows: that are read.
       train_bytes, test_bytes: of text.
@@ -216,6 +227,7 @@ class Deletion(Study):
     text: SmallPair = SmallPair(encoder=4, length=256, batch_size=8, steps=1500)
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
+    delay: float = 1 / 3
     controller: RateController = RateController(ki=5e-5)
     rows: int = 256
     train_bytes: int = 0
@@ -225,6 +237,7 @@ class Deletion(Study):
         super().check()
         for rate in (self.vowel_rate, *self.rates):
             require(0 < rate < 1, f"Deletion.rates: expected shares in (0, 1), got {rate}")
+        require(0 <= self.delay < 1, f"Deletion.delay: expected a share of the steps below 1, got {self.delay}")
         require(self.rows > 0, f"Deletion.rows: expected a positive number, got {self.rows}")
 
     def arms(self) -> Sequence[Arm]:
@@ -245,7 +258,8 @@ class Deletion(Study):
             small.steps,
         )
         controller = dataclasses.replace(self.controller, target=rate.get(arm.label, 0.5))
-        chunk = jax.jit(functools.partial(_steps, trainer, controller if gated else None), donate_argnums=0)
+        delay = round(self.delay * small.steps)
+        chunk = jax.jit(functools.partial(_steps, trainer, controller if gated else None, delay), donate_argnums=0)
 
         def run(seed: int) -> Iterator[Found]:
             start: Any = Controlled(trainer.init(seed=seed), Control(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
@@ -331,8 +345,8 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:g} %"
 
 
-def _steps(trainer: Trainer, controller: RateController | None, start: Controlled, batches: Any) -> Any:
-    """Training steps, each with the price of a kept token that the one before led to."""
+def _steps(trainer: Trainer, controller: RateController | None, delay: int, start: Controlled, batches: Any) -> Any:
+    """Training steps; after ``delay`` of them each has the price of a kept token that the one before led to."""
 
     def step(at: Controlled, batch: Any) -> tuple[Controlled, Any]:
         if controller is None:
@@ -340,7 +354,10 @@ def _steps(trainer: Trainer, controller: RateController | None, start: Controlle
             return Controlled(run, at.control, at.alpha), metrics
         rows = len(batch["source"])
         run, metrics = trainer.step(at.run, {**batch, "alpha": jnp.full((rows,), at.alpha)})
-        return Controlled(run, *controller(at.control, metrics["deleted"])), metrics
+        control, alpha = controller(at.control, metrics["deleted"])
+        begun = run.step > delay
+        control = jax.tree.map(lambda new, old: jnp.where(begun, new, old), control, at.control)
+        return Controlled(run, control, jnp.where(begun, alpha, at.alpha)), metrics
 
     return jax.lax.scan(step, start, batches)
 
