@@ -211,6 +211,8 @@ class Deletion(Study):
       rates: target shares of deleted bytes.
       delay: share of the steps that come before keeping a token costs anything, as in the source's diagnostic tasks
         (10,000 steps of 30,000): the gate opens all the way at first, and tokens that are used by then resist.
+      hard_share: of the rows in training that are read as after a hard deletion, as the source allows: a model that has
+        only met soft deletion can live by the gates of tokens that are kept, which count no more in the end.
       controller: of the rate; its target is not looked at.
       rows: that are read.
       train_bytes, test_bytes: of text.
@@ -223,11 +225,12 @@ class Deletion(Study):
     )
     axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte of the spans")
 
-    vowels: SmallPair = SmallPair()
+    vowels: SmallPair = SmallPair(steps=2000, rate=2e-3)
     text: SmallPair = SmallPair(encoder=4, length=256, batch_size=8, steps=1500)
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
     delay: float = 1 / 3
+    hard_share: float = 0.5
     controller: RateController = RateController(ki=5e-5)
     rows: int = 256
     train_bytes: int = 0
@@ -253,7 +256,7 @@ class Deletion(Study):
         schedule = Schedule("cosine", small.rate, warmup=0.05, final_fraction=0.05)
         trainer = Trainer(
             model,
-            GatedDeletion(inner=inner) if gated else inner,
+            GatedDeletion(hard_share=self.hard_share, inner=inner) if gated else inner,
             Optimizer(schedule=schedule, b2=0.95, weight_decay=0.1, clip_norm=1.0),
             small.steps,
         )

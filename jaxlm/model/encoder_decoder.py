@@ -36,6 +36,7 @@ from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import Document, ModelSpec, mixers_of
 
 DELETIONS = ("none", "soft", "hard")
+GONE = -1e4  # added to the logits of what is out of reach
 ROUND = 16  # generation makes room for a multiple of so many kept tokens, to compile few sizes
 
 
@@ -158,6 +159,7 @@ def encode(
     delete: str | None = None,
     capacity: int | None = None,
     keep: jax.Array | None = None,
+    hard_rows: jax.Array | None = None,
     **options: Any,
 ) -> Encoded:
     """The encoder on a source.
@@ -169,6 +171,8 @@ def encode(
       delete: ``"soft"``, ``"hard"`` or ``"none"``; None for soft where the model has a gate.
       capacity: C, the places of what a hard deletion keeps; None for L. Fewer make the later layers cheaper.
       keep: boolean [B, L], what a hard deletion keeps in place of what the gate says.
+      hard_rows: boolean [B], rows of a soft deletion that are read as after a hard one, in their places: what the gate
+        deletes is out of reach, and what it keeps counts in full.
       options: of `jaxlm.model.inputs.Inputs`: positions, train, rng, ...
 
     Raises:
@@ -179,6 +183,7 @@ def encode(
     delete = choose("delete", delete or ("none" if gate is None else "soft"), DELETIONS)
     require(gate is not None or delete == "none", f"delete {delete!r}: the model has no DeleteGate")
     require(delete == "hard" or (capacity is None and keep is None), f"delete {delete!r} takes no capacity and no keep")
+    require(delete == "soft" or hard_rows is None, f"delete {delete!r} takes no hard_rows")
     if gate is None or delete == "none":
         out = decoder.forward(spec.encoder, own, source, segment_ids=segments, logits=False, **options)
         batch, size = source.shape
@@ -186,7 +191,7 @@ def encode(
         positions = plain_positions(batch, size, segments) if positions is None else positions
         return Encoded(Memory(out.hidden, segments), positions, out.aux)
     x, ctx = to_gate(spec, params, source, segments, **options)
-    return from_gate(spec, params, x, ctx, delete=delete, capacity=capacity, keep=keep)
+    return from_gate(spec, params, x, ctx, delete=delete, capacity=capacity, keep=keep, hard_rows=hard_rows)
 
 
 def from_gate(
@@ -198,6 +203,7 @@ def from_gate(
     delete: str,
     capacity: int | None = None,
     keep: jax.Array | None = None,
+    hard_rows: jax.Array | None = None,
 ) -> Encoded:
     """The gate, and the layers of the encoder behind it, from what `to_gate` gives; arguments are those of `encode`."""
     gate, own, (batch, length) = spec.gate, encoder_params(spec, params), x.shape[:2]
@@ -207,7 +213,10 @@ def from_gate(
     values = gate(params["gate"], x, real)
     report, overflow = gate.report(values, real), None
     if delete == "soft":
-        ctx = dataclasses.replace(ctx, key_bias=values, segment_ids=segments)
+        counts = values
+        if hard_rows is not None:
+            counts = jnp.where(hard_rows[:, None], jnp.where(gate.keeps(values), 0.0, GONE), values)
+        ctx = dataclasses.replace(ctx, key_bias=counts, segment_ids=segments)
     else:
         keep = gate.keeps(values) if keep is None else keep & real
         if not isinstance(keep, Tracer):
@@ -247,6 +256,7 @@ def forward(
     source_segments: jax.Array | None = None,
     delete: str | None = None,
     capacity: int | None = None,
+    hard_rows: jax.Array | None = None,
     encoded: Encoded | None = None,
     train: bool = False,
     rng: jax.Array | None = None,
@@ -259,7 +269,7 @@ def forward(
       source: int32 [B, S]; None where ``encoded`` is given, or the state has read it already.
       tokens: int32 [B, L], what the decoder reads: `start`, and the target but for its last token.
       source_segments: int32 [B, S], 0 for padding; where targets are packed, a document's number on both sides.
-      delete, capacity: of `encode`.
+      delete, capacity, hard_rows: of `encode`.
       encoded: what `encode` gave of the source.
       train, rng: of both stacks.
       options: of `jaxlm.model.decoder.forward`, for the decoder.
@@ -277,6 +287,7 @@ def forward(
             segments=source_segments,
             delete=delete,
             capacity=capacity,
+            hard_rows=hard_rows,
             train=train,
             rng=keys[0],
         )
@@ -314,6 +325,7 @@ class EncoderDecoder(nn.Module):
         source_segments: jax.Array | None = None,
         delete: str | None = None,
         capacity: int | None = None,
+        hard_rows: jax.Array | None = None,
         encoded: Encoded | None = None,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
@@ -329,6 +341,7 @@ class EncoderDecoder(nn.Module):
             source_segments=source_segments,
             delete=delete,
             capacity=capacity,
+            hard_rows=hard_rows,
             encoded=encoded,
             positions=positions,
             segment_ids=segment_ids,

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxlm.core.config import Spec, require, slot
 from jaxlm.core.types import ModelFn, Params
 
+_ROWS = 0x68617264  # folded into the key that draws them
+
 Batch = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -28,16 +30,20 @@ class GatedDeletion(Spec):
     Attributes:
       alpha: factor of the mean gate, where the batch has no ``alpha`` of its own, one number [B] a row and the same for
         all (what a `RateController` says).
+      hard_share: of the rows of a batch in training, drawn anew each time, are read as after a hard deletion: in the
+        others a kept token's gate still counts, and a model can come to live by that.
       inner: the other objective.
     """
 
     paper: ClassVar[str] = "Kallini et al. 2024, MrT5: Dynamic Token Merging for Efficient Byte-level Language Models"
 
     alpha: float = 0.0
+    hard_share: float = 0.0
     inner: Any = slot("objective", "sequence_to_sequence")
 
     def check(self) -> None:
         require(self.alpha >= 0, f"GatedDeletion.alpha: expected a number >= 0, got {self.alpha}")
+        require(0 <= self.hard_share <= 1, f"GatedDeletion.hard_share: expected a share of rows, got {self.hard_share}")
 
     def prepare(self, batch: Batch, rng: jax.Array) -> Batch:
         return {**batch, **self.inner.prepare(batch, rng)}
@@ -47,6 +53,9 @@ class GatedDeletion(Spec):
 
         Raises `ConfigError` for a model without a gate.
         """
+        if self.hard_share and rng is not None:
+            rows = jax.random.bernoulli(jax.random.fold_in(rng, _ROWS), self.hard_share, batch["source"].shape[:1])
+            batch = {**batch, "hard_rows": rows}
         total, metrics = self.inner.loss(model, params, batch, rng)
         require("gate" in metrics, "GatedDeletion: the model has no DeleteGate")
         alpha = jnp.mean(batch["alpha"]) if "alpha" in batch else self.alpha

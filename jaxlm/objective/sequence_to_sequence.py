@@ -53,7 +53,10 @@ class SequenceToSequence(Spec):
         """The summed loss, and ``{name: (sum, weight)}``.
 
         ``batch`` holds, beside what the inner objective wants of the target (`jaxlm.data.pairs`; the first of its
-        tokens is the model's start), ``source`` int32 [B, S] and, where there is padding, ``source_segments`` [B, S].
+        tokens is the model's start), ``source`` int32 [B, S] and, where there is padding, ``source_segments`` [B, S];
+        ``hard_rows`` boolean [B], if it is there, is handed to the encoder (`jaxlm.model.encoder_decoder.encode`).
         """
         given = {"source": batch["source"], "source_segments": batch.get("source_segments")}
+        if "hard_rows" in batch:
+            given["hard_rows"] = batch["hard_rows"]
         return self.inner.loss(_Reading(model, given), params, batch, rng)

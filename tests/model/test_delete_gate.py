@@ -101,6 +101,38 @@ def test_what_is_deleted_softly_by_far_is_deleted():
         close(hard, soft, 1e-5)
 
 
+def test_hard_rows_are_read_as_after_a_hard_deletion():
+    """Where the gate is in doubt, soft and hard deletion differ; rows that are read hard do not, the others stay."""
+    params, _ = model()
+    params = with_gate(params, bias=0.0, factor=4.0)
+    rows = np.asarray([True, False, True])
+
+    @functools.partial(jax.jit, static_argnames="delete")
+    def read(source, delete, rows=None):
+        encoded = encode(SPEC, params, source, segments=SEGMENTS, delete=delete, hard_rows=rows)
+        return forward(SPEC, params, None, TOKENS, encoded=encoded).logits
+
+    soft, hard, mixed = read(SOURCES, "soft"), read(SOURCES, "hard"), read(SOURCES, "soft", rows)
+    assert np.abs(np.asarray(soft - hard))[rows].max() > 1e-2, "the case should leave doubt"
+    close(mixed[rows], hard[rows], 1e-5)
+    close(mixed[~rows], soft[~rows], 1e-6)
+
+
+def test_a_share_of_hard_rows_in_training():
+    """All rows: the loss of a hard deletion. None: that of a soft one, and so without a key, as in evaluation."""
+    params, _ = model()
+    params, batch = with_gate(params, bias=0.0, factor=4.0), {**batch_of(), "source": SOURCES}
+    pure = jaxlm.EncoderDecoder(SPEC).pure
+    loss = lambda share, key=None: float(GatedDeletion(hard_share=share).loss(pure, params, batch, key)[0])
+    hard = encode(SPEC, params, batch["source"], segments=batch.get("source_segments"), delete="hard")
+    logits = forward(SPEC, params, None, batch["tokens"], encoded=hard, segment_ids=batch["segment_ids"]).logits
+    log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["targets"][..., None], -1)[..., 0]
+    key = jax.random.key(0)
+    np.testing.assert_allclose(loss(1.0, key), -(log_p * batch["weights"]).sum(), rtol=1e-5)
+    assert loss(0.0, key) == loss(1.0) == loss(0.0) and abs(loss(1.0, key) - loss(0.0)) > 1e-3
+    assert loss(0.5, key) not in (loss(0.0), loss(1.0, key))
+
+
 def test_overflow_is_counted():
     params, call = model()
     _, encoded = call(params, SOURCES, TOKENS, SEGMENTS, KEEP, delete="hard", capacity=3)
@@ -212,6 +244,10 @@ BAD = {
     "target: expected a share of tokens in (0, 1), got 0.0": lambda: RateController(target=0.0),
     "gains >= 0": lambda: RateController(kp=-1.0),
     "alpha: expected a number >= 0": lambda: GatedDeletion(alpha=-1.0),
+    "hard_share: expected a share of rows": lambda: GatedDeletion(hard_share=1.5),
+    "delete 'hard' takes no hard_rows": lambda: encode(
+        SPEC, model()[0], SOURCES, delete="hard", hard_rows=np.ones(3, bool)
+    ),
     "capacity: expected 1 to 7 places": lambda: compact(jnp.asarray(KEEP), 8),
     "delete 'soft' takes no capacity": lambda: encode(SPEC, model()[0], SOURCES, delete="soft", capacity=3),
     "has a delete gate already": lambda: add_gate(jaxlm.EncoderDecoder(SPEC), model()[0], jax.random.key(0)),
