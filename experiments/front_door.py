@@ -166,7 +166,8 @@ def of_folder(folder: Path) -> Iterator[tuple[str, Any]]:
     """The model of a checkpoint; of its weights, only the heads of the files are read."""
     from experiments import checkpoints
     from jaxlm.interop.load import model_of_folder
-    from jaxlm.model.encoder_decoder import model_of, spec_of
+    from jaxlm.model.encoder_decoder import model_of
+    from jaxlm.model.encoder_decoder_spec import spec_of
     from jaxlm.train.load import open_checkpoints
 
     if checkpoints.kind_of(folder) == "hf":
@@ -179,7 +180,8 @@ def of_folder(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def of_config(source: str, overrides: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, Any]]:
     """Every model in a configuration, by its path in it."""
-    from jaxlm.model.encoder_decoder import EncoderDecoderSpec, model_of
+    from jaxlm.model.encoder_decoder import model_of
+    from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec
     from jaxlm.model.spec import ModelSpec
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ _NAMES = {
     "CrossAttention": "jaxlm.mixer.cross_attention",
     "DeleteGate": "jaxlm.model.delete_gate",
     "EncoderDecoder": "jaxlm.model.encoder_decoder",
-    "EncoderDecoderSpec": "jaxlm.model.encoder_decoder",
+    "EncoderDecoderSpec": "jaxlm.model.encoder_decoder_spec",
     "Group": "jaxlm.model.spec",
     "LanguageModel": "jaxlm.model.language_model",
     "Loader": "jaxlm.data.loader",
@@ -134,7 +134,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from jaxlm.model.delete_gate import DeleteGate as DeleteGate
     from jaxlm.model.describe import describe as describe
     from jaxlm.model.encoder_decoder import EncoderDecoder as EncoderDecoder
-    from jaxlm.model.encoder_decoder import EncoderDecoderSpec as EncoderDecoderSpec
+    from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec as EncoderDecoderSpec
     from jaxlm.model.extend import extend as extend
     from jaxlm.model.language_model import LanguageModel as LanguageModel
     from jaxlm.model.language_model import draw_positions as draw_positions

@@ -19,7 +19,9 @@ from jaxlm.ffn.glu import Glu
 from jaxlm.mixer.attention import Attention
 from jaxlm.mixer.cross_attention import CrossAttention
 from jaxlm.model.delete_gate import DeleteGate
-from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderSpec, encode, forward
+from jaxlm.model.encode import encode
+from jaxlm.model.encoder_decoder import EncoderDecoder, forward
+from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec
 from jaxlm.model.language_model import init
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.t5_bias import T5Bias

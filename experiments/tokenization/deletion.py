@@ -36,7 +36,9 @@ from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
 from jaxlm.mixer.cross_attention import CrossAttention
 from jaxlm.model.delete_gate import DeleteGate
-from jaxlm.model.encoder_decoder import Encoded, EncoderDecoderSpec, Transducer, encode
+from jaxlm.model.encode import Encoded, encode
+from jaxlm.model.encoder_decoder import Transducer
+from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.objective.gated_deletion import Control, GatedDeletion, RateController
 from jaxlm.objective.sequence_to_sequence import SequenceToSequence

@@ -10,7 +10,7 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.interop.config import Config
 from jaxlm.interop.family import TOKENS, Family, differing
 from jaxlm.interop.layout import Layout
-from jaxlm.model.encoder_decoder import EncoderDecoderSpec
+from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec
 from jaxlm.model.spec import Block, ModelSpec
 
 

@@ -54,7 +54,7 @@ class SequenceToSequence(Spec):
 
         ``batch`` holds, beside what the inner objective wants of the target (`jaxlm.data.pairs`; the first of its
         tokens is the model's start), ``source`` int32 [B, S] and, where there is padding, ``source_segments`` [B, S];
-        ``hard_rows`` boolean [B], if it is there, is handed to the encoder (`jaxlm.model.encoder_decoder.encode`).
+        ``hard_rows`` boolean [B], if it is there, is handed to the encoder (`jaxlm.model.encode`).
         """
         given = {"source": batch["source"], "source_segments": batch.get("source_segments")}
         if "hard_rows" in batch:

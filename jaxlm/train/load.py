@@ -11,7 +11,8 @@ import jax
 from jaxlm.core.config import from_dict, require, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.types import Params
-from jaxlm.model.encoder_decoder import model_of, spec_of
+from jaxlm.model.encoder_decoder import model_of
+from jaxlm.model.encoder_decoder_spec import spec_of
 from jaxlm.model.language_model import Model
 from jaxlm.train import leaves
 from jaxlm.train.checkpoint import Checkpointer

@@ -17,7 +17,9 @@ from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import map_specs
 from jaxlm.model.add_gate import add_gate
 from jaxlm.model.delete_gate import DeleteGate, compact
-from jaxlm.model.encoder_decoder import encode, encoder_params, forward, param_specs, to_gate
+from jaxlm.model.encode import encode, encoder_params, to_gate
+from jaxlm.model.encoder_decoder import forward
+from jaxlm.model.encoder_decoder_spec import param_specs
 from jaxlm.model.layers import apply_layers
 from jaxlm.objective.gated_deletion import GatedDeletion, RateController
 from tests.model.test_encoder_decoder import SEGMENTS, SOURCES, TOKENS, params_of, stacks

@@ -22,7 +22,9 @@ from jaxlm.mixer.attention import Attention
 from jaxlm.mixer.cross_attention import CrossAttention
 from jaxlm.model import decoder
 from jaxlm.model.describe import model_flops, parameter_count
-from jaxlm.model.encoder_decoder import EncoderDecoderSpec, encode, forward, param_specs, spec_of
+from jaxlm.model.encode import encode
+from jaxlm.model.encoder_decoder import forward
+from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec, param_specs, spec_of
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.t5_bias import T5Bias
 from tests.tiny import VOCABULARY, close, draw_params, tokens_of
