@@ -233,9 +233,7 @@ def coding_together() -> list[Contestant]:
         Work("decode", lambda: range_coder.decode(codes, [SYMBOLS] * LANES, frequencies)),
     ]
     if importlib.util.find_spec("constriction"):
-        import constriction  # pyright: ignore[reportMissingImports]
-
-        stream: Any = constriction.stream
+        stream = importlib.import_module("constriction").stream
         model = stream.model.Categorical(p.astype(np.float32), perfect=False)
 
         def theirs() -> Any:
