@@ -60,8 +60,8 @@ class Corpus:
     def part(self, name: str) -> Corpus:
         """The documents of ``"train"`` (90 %), ``"validation"`` or ``"test"`` (5 % each), see `part_of`.
 
-        Where whole documents leave one of the three empty, as a single long text does, all are of pieces instead, cut
-        as by ``chunk`` of `read` at a two-hundredth of the text.
+        Where whole documents leave nothing to train on or nothing to validate on, as a single long text does, all are
+        of pieces instead, cut as by ``chunk`` of `read` at a two-hundredth of the text.
 
         Raises `ConfigError` if no text falls there even so.
         """
@@ -76,7 +76,7 @@ class Corpus:
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[Document, ...]]:
         parts = _by_part(self.documents)
-        if all(any(document.text for document in part) for part in parts.values()):
+        if all(any(document.text for document in parts[name]) for name in PARTS[:2]):
             return parts
         size = max(self.num_bytes // PIECES, SMALLEST_PIECE)
         return _by_part(tuple(piece for document in self.documents for piece in _cut(document, size)))
