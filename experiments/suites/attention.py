@@ -99,8 +99,16 @@ def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     The value is asked for, as every training step does: derivatives alone would let the compiler leave out the last
     product of a forward pass that is written in plain JAX.
     """
-    value = lambda function, w, *x: (function(*x) * w).astype(jnp.float32).sum()
-    return lambda q, k, v, w: jax.value_and_grad(functools.partial(value, function, w), (0, 1, 2))(q, k, v)
+    return lambda q, k, v, w: jax.value_and_grad(functools.partial(_loss, function, w), (0, 1, 2))(q, k, v)
+
+
+def derivatives(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`gradient` without the value: what the compiler then leaves out."""
+    return lambda q, k, v, w: jax.grad(functools.partial(_loss, function, w), (0, 1, 2))(q, k, v)
+
+
+def _loss(function: Callable[..., Any], w: jax.Array, *x: jax.Array) -> jax.Array:
+    return (function(*x) * w).astype(jnp.float32).sum()
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, start: Any = 0) -> jax.Array:
@@ -143,7 +151,10 @@ def _cpu(rounds: int, steps: int) -> dict[str, Any]:
         arrays = _draw(length, heads, width, CPU["dtype"])
         pairs = heads * visible_pairs(mask, length)
         few = max(1, min(heads, DENSE_SCORES // 8 // length**2))  # heads that dense attention is given
-        for direction, wrap, n, flops in (("forward", lambda f: f, 3, 4), ("gradient", gradient, 4, 14)):
+        directions = [("forward", lambda f: f, 3, 4), ("gradient", gradient, 4, 14)]
+        if length == CPU["lengths"][0]:
+            directions.append(("derivatives alone", derivatives, 4, 14))
+        for direction, wrap, n, flops in directions:
             ours = functools.partial(attention, mask=mask)
             contestants: list[Contestant] = [
                 Compiled("jaxlm", wrap(ours), arrays[:n]),

@@ -88,7 +88,7 @@ class SmallPair(Spec):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             require(
-                field.name == "softmax1" or value > 0,
+                isinstance(value, bool) or value > 0,
                 f"SmallPair.{field.name}: expected a positive number, got {value}",
             )
         require(self.gate < self.encoder, f"SmallPair.gate: expected fewer than {self.encoder} layers, got {self.gate}")

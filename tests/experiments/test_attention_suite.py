@@ -37,5 +37,5 @@ def test_the_peers_mask_is_the_same(shown) -> None:
 def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "CPU", {**suite.CPU, "lengths": (512,), "heads": 1, "longest": 1024})
     results = suite.run(1, 1, 1)
-    assert list(results["races"]) == ["T 512 forward", "T 512 gradient"]
+    assert list(results["races"]) == ["T 512 forward", "T 512 gradient", "T 512 derivatives alone"]
     assert "chunked dense" in suite.table(results) and "T 1024" in suite.table(results)

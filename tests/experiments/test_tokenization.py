@@ -7,15 +7,17 @@ import json
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.tokenization import PRESETS, STUDIES, get_config
 from experiments import panels
 from experiments.claims import Line
-from experiments.tokenization import frame, surgery
+from experiments.tokenization import deletion, frame, surgery
 from experiments.tokenization.counting import ASK, END, LETTERS, Cut, Strings
 from experiments.tokenization.cuts import Trigrams
 from experiments.tokenization.digits import CUTS, EQUALS, IDS, PAD, PLUS, Additions
@@ -26,6 +28,7 @@ from experiments.tokenization.texts import with_typos
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode.token_healing import healed_next_byte
+from jaxlm.objective.gated_deletion import Control, RateController
 from jaxlm.tokenize.bpe import BpeTokenizer
 
 
@@ -205,3 +208,24 @@ def test_snippets_of_texts_of_which_some_are_empty():
     made.code = types.SimpleNamespace(train_texts=[b"", b"one\ntwo\nthree", b""])
     found = made.snippets(np.random.default_rng(0), 20, 4)
     assert len(found) == 20 and set(found) <= {b"one\n", b"two\n", b"thre"} and len(set(found)) > 1
+
+
+def test_tokens_cost_nothing_before_the_delay_is_over():
+    """The price in each step's batch, by a trainer that only counts; afterwards that of the controller from its start."""
+
+    class Run(NamedTuple):
+        step: jax.Array
+
+    class Counting:
+        def step(self, run, batch):
+            return Run(run.step + 1), {"deleted": jnp.zeros(()), "price": batch["alpha"][0]}
+
+    controller, delay, none = RateController(target=0.5), 3, jnp.zeros(())
+    start = deletion.Controlled(Run(jnp.zeros((), jnp.int32)), Control(none, none), none)
+    _, metrics = deletion._steps(Counting(), controller, delay, start, {"source": jnp.zeros((7, 2, 4))})
+    expected, state = [0.0] * (delay + 1), Control()
+    for _ in range(7 - len(expected)):
+        state, alpha = controller(state, 0.0)
+        expected.append(float(alpha))
+    np.testing.assert_allclose(metrics["price"], expected, rtol=1e-6)
+    assert expected[-1] > expected[-2] > 0
