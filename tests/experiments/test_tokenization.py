@@ -211,7 +211,7 @@ def test_snippets_of_texts_of_which_some_are_empty():
 
 
 def test_tokens_cost_nothing_before_the_delay_is_over():
-    """The price in each step's batch, by a trainer that only counts; afterwards that of the controller from its start."""
+    """The price in each step's batch, by a trainer that only counts; afterwards the controller's."""
 
     class Run(NamedTuple):
         step: jax.Array
