@@ -32,6 +32,7 @@ GPU = {"lengths": (4096, 16384, 65536), "widths": (64, 128), "tokens": 65536, "m
 DENSE_SCORES = 2**31  # above so many scores dense attention is left out, or on a CPU given fewer heads
 CHUNK = 256  # queries of query-chunked dense attention
 LANDMARK_PERIOD = 64
+LEAST_SECONDS = 0.5  # of a turn on a CPU
 
 
 def masks(length: int) -> dict[str, Mask]:
@@ -134,7 +135,7 @@ def chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> j
 def run(rounds: int, steps: int, threads: int) -> dict[str, Any]:
     """A race for each mask, length, head width and direction."""
     results = _gpu(rounds, steps) if jax.default_backend() == "gpu" else _cpu(rounds, steps)
-    return {**results, "device": jax.devices()[0].device_kind, "rounds": rounds, "steps_per_round": steps}
+    return {**results, "device": jax.devices()[0].device_kind, "rounds": rounds, "least_steps_per_round": steps}
 
 
 def _draw(length: int, heads: int, width: int, dtype: str) -> tuple[jax.Array, ...]:
@@ -245,7 +246,7 @@ def _peers(
 def _raced(
     contestants: Sequence[Contestant], rounds: int, steps: int, flops: float, rate: float | None = None
 ) -> dict[str, Any]:
-    entries, _ = race(contestants, rounds, steps)
+    entries, _ = race(contestants, rounds, steps, LEAST_SECONDS if rate is None else 0.0)
     base = contestants[0].name
     for contestant in contestants:
         entry, part = entries[contestant.name], getattr(contestant, "part", 1.0)
