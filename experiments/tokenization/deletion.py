@@ -1,10 +1,12 @@
 """Deletion within an encoder (Kallini et al. 2024, MrT5): which tokens does a gate delete, and what does it cost?
 
 Two tasks for a small encoder-decoder on bytes. Vowels: the source's letters without its vowels, .19 of them; a gate
-that may delete .17 should find the vowels, and random deletion at that rate fails. Text: span corruption of docstrings
-(ByT5's spans of 20 bytes) at rising target rates; bits of the spans that are to be written, against the same model
-without a gate. Models are trained with soft deletion, under the paper's controller of the rate, and read with hard
-deletion, where what is deleted is gone; the time of that reading is measured beside one that deletes nothing.
+that may delete .17 should find the vowels, and random deletion at that rate fails. Text: docstrings are to be written
+with their typos corrected, at rising target rates; bits of the corrected text, against the same model without a gate,
+and against the source of another row, which says what the source is worth. (The paper pretrains on span corruption, to
+which models of this size and training hardly need their source.) Models are trained with soft deletion, under the
+paper's controller of the rate, and read with hard deletion, where what is deleted is gone; the time of that reading is
+measured beside one that deletes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ from experiments.claims import Line, between
 from experiments.panels import Panels
 from experiments.small_models import train
 from experiments.tokenization.frame import Arm, Found, Results, Run, Study
-from experiments.tokenization.texts import Texts
+from experiments.tokenization.texts import Texts, with_typos
 from jaxlm.core.config import Spec, require
 from jaxlm.core.types import Params
 from jaxlm.data.pairs import pair_batch
-from jaxlm.data.span_corruption import SpanCorruption
 from jaxlm.ffn.mlp import Mlp
 from jaxlm.mixer.attention import Attention
 from jaxlm.mixer.cross_attention import CrossAttention
@@ -66,7 +67,7 @@ class SmallPair(Spec):
       width, heads: of both stacks.
       encoder, decoder: layers of each.
       gate: encoder layers before the gate.
-      length: bytes of a source, before corruption.
+      length: bytes of a source.
       softmax1: of all attention, as the paper recommends. The gate's number is added to logits, and what all keys have
         in common cancels in a softmax: a gate that closes for all alike costs nothing there, and here attention.
       batch_size, steps, rate, steps_per_call: as of `SmallModel`.
@@ -123,34 +124,28 @@ class Vowels(NamedTuple):
         targets = [np.append(row[~is_vowel(row)], END) for row in rows]
         return pair_batch(list(rows), targets, self.length, self.length + 1, START)
 
-    def written(self, batch: Mapping[str, NDArray]) -> int:
-        """Bytes that a model is to write."""
-        return int((batch["weights"] * (batch["targets"] != END)).sum())
 
-
-class Spans(NamedTuple):
-    """Corrupted pieces of a text, by seed and step."""
+class Typos(NamedTuple):
+    """Pieces of a text with typos, and the same without, by seed and step."""
 
     text: bytes
+    share: float
     length: int
     batch_size: int
     seed: int = 0
 
-    @property
-    def how(self) -> SpanCorruption:
-        return SpanCorruption(sentinel=255, end=END, mean_length=20)
-
     def __call__(self, step: int) -> dict[str, NDArray]:
         rng = np.random.default_rng((self.seed, step))
         starts = rng.integers(0, len(self.text) - self.length + 1, self.batch_size)
-        pieces = [np.frombuffer(self.text[i : i + self.length], np.uint8) for i in starts.tolist()]
-        pairs = [self.how.pair(piece, self.seed, step, row) for row, piece in enumerate(pieces)]
-        sources, targets = zip(*pairs, strict=True)
-        return pair_batch(sources, targets, *self.how.sizes(self.length), START)
+        pieces = [self.text[i : i + self.length] for i in starts.tolist()]
+        typed = with_typos(pieces, self.share, int(rng.integers(2**31)))
+        sources, targets = ([np.frombuffer(x, np.uint8) for x in part] for part in (typed, pieces))
+        return pair_batch(sources, [np.append(x, END) for x in targets], self.length, self.length + 1, START)
 
-    def written(self, batch: Mapping[str, NDArray]) -> int:
-        """Bytes that a model is to write, sentinels left out."""
-        return len(batch["source"]) * self.how.counts(self.length)[0]
+
+def written(batch: Mapping[str, NDArray]) -> int:
+    """Bytes that a model is to write."""
+    return int((batch["weights"] * (batch["targets"] != END)).sum())
 
 
 def is_vowel(tokens: NDArray) -> NDArray[np.bool_]:
@@ -209,6 +204,7 @@ class Deletion(Study):
 
     Attributes:
       vowels, text: the models of the two parts.
+      typos: share of a source's letters that are another.
       vowel_rate: target share of deleted letters.
       rates: target shares of deleted bytes.
       delay: share of the steps that come before keeping a token costs anything, as in the source's diagnostic tasks
@@ -225,10 +221,11 @@ class Deletion(Study):
         "a gate in the encoder learns which bytes can go: up to three quarters, at the accuracy of ByT5 and in less "
         "time (Kallini et al. 2024)"
     )
-    axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte of the spans")
+    axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte written")
 
     vowels: SmallPair = SmallPair(steps=2000, rate=2e-3)
-    text: SmallPair = SmallPair(encoder=4, length=256, batch_size=8, steps=1500)
+    text: SmallPair = SmallPair(encoder=4, gate=2, length=128, batch_size=16, steps=2500, rate=2e-3)
+    typos: float = 0.05
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
     delay: float = 1 / 3
@@ -282,12 +279,12 @@ class Deletion(Study):
             return Vowels(self.vowels.length, self.vowels.batch_size, number)
         texts = Texts(most=self.train_bytes, held_out=self.test_bytes)
         text = b"\n\n".join(texts.test_texts if held_out else texts.train_texts)
-        return Spans(text, self.text.length, self.text.batch_size, number)
+        return Typos(text, self.typos, self.text.length, self.text.batch_size, number)
 
     def _read(self, arm: Arm, model: Transducer, params: Params, seed: int) -> Iterator[Found]:
         """What a model does to held-out rows, with hard deletion where it has a gate."""
         spec, batches = model.spec, self._batches(arm.part, seed, True)
-        nats, right, deleted, vowels, tokens, noise = (0.0,) * 6
+        nats, elsewhere, right, deleted, vowels, tokens, bytes_written = (0.0,) * 7
         ratios = []
         steps = -(-self.rows // batches.batch_size)
         for step in range(steps):
@@ -301,9 +298,12 @@ class Deletion(Study):
             capacity = min(source.shape[1], ROUND * -(-int(kept.sum(1).max()) // ROUND))
             found = _score(model, capacity, params, batch, kept)
             nats, right = nats + float(found[0]), right + float(found[1])
+            if spec.gate is None and arm.part == TEXT:
+                other = {**batch, "source": np.roll(source, 1, 0)}
+                elsewhere += float(_score(model, None, params, other, kept)[0])
             deleted, tokens = deleted + float((~kept).sum()), tokens + kept.size
             vowels += float((~kept & is_vowel(source)).sum())
-            noise += batches.written(batch)
+            bytes_written += written(batch)
             if spec.gate is not None and step < REPEATS:
                 ratios.append(_time(model, capacity, params, batch, kept) / _time(model, None, params, batch, kept))
         yield Found("deleted", deleted / tokens)
@@ -312,7 +312,9 @@ class Deletion(Study):
         if arm.part == VOWELS:
             yield Found("vowels among deleted", vowels / max(deleted, 1))
             yield Found("accuracy", right / (steps * batches.batch_size))
-        yield Found("bits per byte", nats / np.log(2) / noise)
+        if elsewhere:
+            yield Found("bits from another's source", elsewhere / np.log(2) / bytes_written)
+        yield Found("bits per byte", nats / np.log(2) / bytes_written)
 
     def lines(self, found: Results) -> Iterator[Line]:
         of = lambda part, arm, measure: found.of(part, arm, measure)
@@ -323,6 +325,8 @@ class Deletion(Study):
             yield Line("vowels: share of them among what the gate deletes", 0.8, True, hit)
         if fails := between(of(VOWELS, RANDOM, "accuracy"), of(VOWELS, NO_GATE, "accuracy"), share):
             yield Line("vowels: random deletion, share of the accuracy without", 0.5, False, fails)
+        if worth := between(of(TEXT, NO_GATE, "bits from another's source"), of(TEXT, NO_GATE, "bits per byte"), share):
+            yield Line("text: bits per byte from another's source, over those from its own", 2, True, worth)
         half = _percent(0.5)
         if more := between(of(TEXT, half, "bits per byte"), of(TEXT, NO_GATE, "bits per byte"), lambda a, b: a / b - 1):
             yield Line("text: 50 % deleted, rise of bits per byte", 0.03, False, more)

@@ -210,6 +210,18 @@ def test_snippets_of_texts_of_which_some_are_empty():
     assert len(found) == 20 and set(found) <= {b"one\n", b"two\n", b"thre"} and len(set(found)) > 1
 
 
+def test_typos_are_to_be_corrected():
+    """The pairs of deletion's text: letters of the source differ, and the target is a piece of the text."""
+    text = b"The quick brown fox jumps over the lazy dog. " * 9
+    batch = deletion.Typos(text, 0.2, 40, 16, seed=3)(5)
+    source, target = batch["source"], batch["targets"]
+    assert all(bytes(row[:-1].astype(np.uint8)) in text for row in target) and (target[:, -1] == deletion.END).all()
+    assert deletion.written(batch) == 16 * 40
+    changed = source != target[:, :-1]
+    assert 0.1 < changed.mean() < 0.2  # .2 of the letters, which are .8 of the bytes
+    np.testing.assert_array_equal(deletion.Typos(text, 0.2, 40, 16, seed=3)(5)["source"], source)
+
+
 def test_tokens_cost_nothing_before_the_delay_is_over():
     """The price in each step's batch, by a trainer that only counts; afterwards the controller's."""
 
