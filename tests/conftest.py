@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed; make test-all installs it"))
+
+
+ROOM = 3 * 2**30  # bytes by which a process may grow before it forgets its programs
+_kept = 0  # bytes that it had when it last did
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Compiled programs, those of kernels in interpreters above all, add up to gigabytes. To forget them takes seconds,
+    and to make the small ones again more, so it is done when there is need."""
+    global _kept
+    yield
+    if _memory() > _kept + ROOM:
+        import jax
+
+        jax.clear_caches()
+        _kept = _memory()
+
+
+def _memory() -> int:
+    """Bytes of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 gc.set_threshold(100_000, 50, 50)  # what tracing makes mostly stays; looking it over again and again costs a tenth
