@@ -24,10 +24,11 @@ from pallas_kernels.ssd.core import END, START, Request
 
 LEAST_TILE = 16  # of a matrix product
 # What ptxas compiles for Hopper without spilling registers: tokens of a chunk and the width of keys, by dtype, and the
-# widths of values and of keys that a program takes at once.
+# widths of values that a program takes at once, one that walks the chunks with a state and one of a chunk's gradients,
+# and of keys, in parts.
 CHUNKS = {"float32": 16, "bfloat16": 64}
 WIDEST = {"float32": 64, "bfloat16": 128}
-VALUES, PART = 64, 64
+WALKED, VALUES, PART = 32, 64, 64
 
 
 def supports(request: Request) -> str | None:
@@ -184,8 +185,8 @@ class _Call:
 
     def __init__(self, q: Any, v: Any, tokens: Any, interpret: Any, name: str) -> None:
         (batch, groups, length, self.width), (_, heads, _, value_width) = q.shape, v.shape
-        self.block = min(VALUES, value_width)
         self.name, self.interpret, self.alone = name, interpret, name == "gradients"
+        self.block = min(VALUES if self.alone else WALKED, value_width)
         self.chunk = chunk(q.dtype)
         self.chunks, self.blocks, self.share = length // self.chunk, value_width // self.block, heads // groups
         self.grid = (self.blocks * (self.chunks if self.alone else 1), heads, batch)
