@@ -6,7 +6,7 @@
 
 Writes kernels.txt, kernels.json (with command, commit, versions), bundles.json, the static cost of the TPU kernels, to
 which tests/kernels/test_aot.py compares, and cycles.{txt,json}, that of the recurrences beside XLA's own way. Exit code
-1 if anything does not compile.
+1 if anything does not compile, or spills registers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,12 @@ def main() -> int:
         recurrences = [case for case in cases if case.kernel.startswith(tuple(cycles.RECURRENCES))]
         compared = [row for case in recurrences for row in cycles.compare(case, found[case.name])]
         write("cycles", {"rows": compared}, cycles.table(compared))
-    return 0 if all(row["ok"] for row in rows) else 1
+    return 0 if all(map(fits, rows)) else 1
+
+
+def fits(row: dict[str, Any]) -> bool:
+    """Whether it compiles, and keeps to its registers."""
+    return row["ok"] and not row.get("spill_bytes")
 
 
 def line(row: dict[str, Any]) -> str:

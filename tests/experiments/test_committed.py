@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from experiments import committed, render_results, studies_page
+from experiments import committed, compile_kernels, render_results, studies_page
 from experiments.committed import Result, results, stale
 from jaxlm.core.errors import ConfigError
 from tests.conftest import ROOT
@@ -100,3 +100,11 @@ def test_only_names_something(capsys):
 def test_reasons_cover_results_that_are_there():
     assert set(render_results.BY_THEIR_COMMAND) <= {one.name for one in ALL}
     assert committed.FOLDER == "results"
+
+
+def test_committed_kernels_compile_without_spills():
+    rows = json.loads((ROOT / committed.FOLDER / "aot" / "kernels.json").read_text())["rows"]
+    kernels = {name: {row["chip"] for row in rows if row["kernel"] == name} for name in {row["kernel"] for row in rows}}
+    assert [row for row in rows if not compile_kernels.fits(row)] == []
+    assert {"attention", "landmark", "ssd", "selective_scan"} == {name.partition("/")[0] for name in kernels}
+    assert all(len(chips) == 3 for name, chips in kernels.items() if name.endswith("/tpu"))
