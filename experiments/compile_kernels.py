@@ -2,11 +2,11 @@
 
     make test-aot                                             makes .venv-aot and runs the tests
     .venv-aot/bin/python -m experiments.compile_kernels       the whole table, into results/aot
-    ... --platforms=tpu --only="window" --workdir=runs/aot    part of it
+    ... --platforms=cuda --only="ssd/"                        renews these rows of it and leaves the others
 
-Writes kernels.txt, kernels.json (with command, commit, versions), bundles.json, the static cost of the TPU kernels, to
-which tests/kernels/test_aot.py compares, and cycles.{txt,json}, that of the recurrences beside XLA's own way. Exit code
-1 if anything does not compile, or spills registers.
+Writes kernels.txt, kernels.json (with command, commit, versions; each row names the commit it was compiled at),
+bundles.json, the static cost of the TPU kernels, to which tests/kernels/test_aot.py compares, and cycles.{txt,json},
+that of the recurrences beside XLA's own way. Exit code 1 if anything does not compile, or spills registers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax loads: no device is wanted, only compilers
 
+import dataclasses  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
@@ -24,6 +25,7 @@ from typing import Any  # noqa: E402
 from absl import flags  # noqa: E402
 
 from experiments import command, provenance  # noqa: E402
+from experiments.aot.cases import Case  # noqa: E402
 from jaxlm.core.config import require  # noqa: E402
 from jaxlm.core.errors import choose  # noqa: E402
 
@@ -56,6 +58,9 @@ def main() -> int:
     record = provenance.collect()
     folder = Path(WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, "commit": record["commit"]} for row in rows]
+    if ONLY.value or len(platforms) < len(PLATFORMS):
+        rows = renewed(folder / "kernels.json", rows)
 
     def write(name: str, of: dict[str, Any], text: str) -> None:
         (folder / f"{name}.json").write_text(json.dumps({**record, **of}, indent=1) + "\n", encoding="utf-8")
@@ -76,6 +81,17 @@ def main() -> int:
     return 0 if all(map(fits, rows)) else 1
 
 
+def renewed(kept: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier table, if there is one, with these in the place of those of the same cases."""
+    named = lambda row: tuple(row[field.name] for field in dataclasses.fields(Case))
+    new = {named(row): row for row in rows}
+    if kept.exists():
+        table = json.loads(kept.read_text(encoding="utf-8"))
+        old = {named(row): {"commit": table["commit"], **row} for row in table["rows"]}
+        new = {**old, **new}
+    return list(new.values())
+
+
 def fits(row: dict[str, Any]) -> bool:
     """Whether it compiles, and keeps to its registers."""
     return row["ok"] and not row.get("spill_bytes")
@@ -89,7 +105,9 @@ def line(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in columns, errors below."""
-    columns = list(FIRST_COLUMNS) + sorted({name for row in rows for name in row} - {*FIRST_COLUMNS, "error", "dtype"})
+    columns = list(FIRST_COLUMNS) + sorted(
+        {name for row in rows for name in row} - {*FIRST_COLUMNS, "error", "dtype", "commit"}
+    )
     cells = [columns] + [[str(row.get(name, "")) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

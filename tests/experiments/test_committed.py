@@ -108,3 +108,17 @@ def test_committed_kernels_compile_without_spills():
     assert [row for row in rows if not compile_kernels.fits(row)] == []
     assert {"attention", "landmark", "ssd", "selective_scan"} == {name.partition("/")[0] for name in kernels}
     assert all(len(chips) == 3 for name, chips in kernels.items() if name.endswith("/tpu"))
+
+
+def test_part_of_the_kernels_is_renewed(tmp_path):
+    """Rows of the same cases are replaced where they stood; the others keep the commit they were compiled at."""
+    row = {"chip": "v5e", "pattern": "causal", "length": 64, "width": 64, "direction": "forward", "dtype": "bfloat16"}
+    old = [{"kernel": name, **row, "ok": True} for name in ("attention/tpu", "ssd/tpu", "landmark/tpu")]
+    kept = tmp_path / "kernels.json"
+    new = [{**old[1], "commit": "b", "ok": False}, {**old[0], "commit": "b", "width": 128}]
+    assert compile_kernels.renewed(kept, new) == new
+    kept.write_text(json.dumps({"commit": "a", "rows": old}))
+    found = compile_kernels.renewed(kept, new)
+    assert [one["commit"] for one in found] == ["a", "b", "a", "b"]
+    assert [one["kernel"] for one in found] == ["attention/tpu", "ssd/tpu", "landmark/tpu", "attention/tpu"]
+    assert [one["ok"] for one in found] == [True, False, True, True]
