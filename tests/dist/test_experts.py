@@ -37,7 +37,14 @@ def step(mesh: jax.sharding.Mesh | None, experts: int, capacity: float):
     return {name: float(value) for name, value in metrics.items()}, state
 
 
-@pytest.mark.parametrize("experts, capacity", [(8, 0.0), (8, 0.6), (6, 0.0)], ids=["sorted", "buffered", "undivided"])
+@pytest.mark.parametrize(
+    "experts, capacity",
+    [
+        pytest.param(8, 0.0, id="sorted", marks=pytest.mark.slow),
+        pytest.param(8, 0.6, id="buffered"),
+        pytest.param(6, 0.0, id="undivided", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_that_of_one_device(experts, capacity):
     want, alone = step(None, experts, capacity)
     found, spread = step(mesh_of("2x1x4"), experts, capacity)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.dist.launch import errors, launch
 from tests.dist.runs import assert_close, whole
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_device(tmp_path, first, alone):
     np.savez(tmp_path / "start.npz", **whole(first.params))
     # fsdp and tensor groups lie within a process, the gradients are summed across both

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,12 +95,16 @@ def test_streaming_llm_through_the_cache(golden, size):
         batch, length, groups, width = k.shape
         policy = WindowSink(position.sinks, position.window)
         state = policy.init(batch, length, groups, width, jnp.float32, pre_rotate=position.pre_rotate)
+
+        @jax.jit
+        def read(q, k, v, places, state, position=position):
+            held, state = hold(position, {}, q, k, v, Context(places), state)
+            return attend(position, {}, q, held, held.v, Context(places), mask=position.mask(), own=False), state
+
         for start in range(0, length, size):
             at = slice(start, start + size)
             places = jnp.arange(length, dtype=jnp.int32)[None, at]
-            ctx = Context(places)
-            held, state = hold(position, {}, q[:, at], k[:, at], v[:, at], ctx, state)
-            out = attend(position, {}, q[:, at], held, held.v, ctx, mask=position.mask(), own=False)
+            out, state = read(q[:, at], k[:, at], v[:, at], places, state)
             close(np.asarray(out).swapaxes(1, 2), data["out"][:, :, at])
             last = min(start + size, length) - 1
             kept = np.sort(np.asarray(state.position)[0][np.asarray(state.segment)[0] != 0])

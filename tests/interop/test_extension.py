@@ -14,7 +14,7 @@ from jaxlm.position.rotary import Rotary
 from jaxlm.position.self_extend import SelfExtend
 from jaxlm.position.streaming import Streaming
 from tests.interop.test_families import loaded, recorded
-from tests.tiny import caller, close, stream
+from tests.tiny import caller, close, slow, stream
 
 ORIGINAL = 8  # as if it had been trained on no more
 
@@ -35,7 +35,7 @@ def test_every_method_on_llama(method):
 
 
 @pytest.mark.parametrize(
-    "position", [SelfExtend, LmInfinite, Streaming], ids=["self_extend", "lm_infinite", "streaming"]
+    "position", [SelfExtend, *slow((LmInfinite,), (Streaming,))], ids=["self_extend", "lm_infinite", "streaming"]
 )
 def test_by_replace(position):
     """The rotary encoding of the checkpoint, wrapped, and the mask that goes with it, set at once."""

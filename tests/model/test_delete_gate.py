@@ -125,14 +125,21 @@ def test_a_share_of_hard_rows_in_training():
     params, _ = model()
     params, batch = with_gate(params, bias=0.0, factor=4.0), {**batch_of(), "source": SOURCES}
     pure = jaxlm.EncoderDecoder(SPEC).pure
-    loss = lambda share, key=None: float(GatedDeletion(hard_share=share).loss(pure, params, batch, key)[0])
-    hard = encode(SPEC, params, batch["source"], segments=batch.get("source_segments"), delete="hard")
-    logits = forward(SPEC, params, None, batch["tokens"], encoded=hard, segment_ids=batch["segment_ids"]).logits
+    objective = lambda share: lambda params, key: GatedDeletion(hard_share=share).loss(pure, params, batch, key)[0]
+    loss = lambda share, key=None: float(jax.jit(objective(share))(params, key))
+
+    @jax.jit
+    def read(params):
+        hard = encode(SPEC, params, batch["source"], segments=batch.get("source_segments"), delete="hard")
+        return forward(SPEC, params, None, batch["tokens"], encoded=hard, segment_ids=batch["segment_ids"]).logits
+
+    logits = read(params)
     log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["targets"][..., None], -1)[..., 0]
     key = jax.random.key(0)
-    np.testing.assert_allclose(loss(1.0, key), -(log_p * batch["weights"]).sum(), rtol=1e-5)
-    assert loss(0.0, key) == loss(1.0) == loss(0.0) and abs(loss(1.0, key) - loss(0.0)) > 1e-3
-    assert loss(0.5, key) not in (loss(0.0), loss(1.0, key))
+    soft, every, half = loss(0.0, key), loss(1.0, key), loss(0.5, key)
+    np.testing.assert_allclose(every, -(log_p * batch["weights"]).sum(), rtol=1e-5)
+    assert soft == loss(1.0) and abs(every - soft) > 1e-3
+    assert half not in (soft, every)
 
 
 def test_overflow_is_counted():
