@@ -16,6 +16,7 @@ from jaxlm import dist
 from jaxlm.core.config import require
 from jaxlm.data.loader import Loader
 from jaxlm.data.prefetch import Prefetch
+from jaxlm.train.ahead import ahead
 from jaxlm.train.step import Trainer, TrainState
 
 
@@ -33,10 +34,12 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The objective's means over the data set; what a model draws at random depends on the batch's number alone."""
-        sums = []
+        sums, behind = [], ahead()
         with Prefetch(self._load, stop_step=self._loader.steps_per_epoch) as batches:
             for i, batch in batches:
                 sums.append(self._sums(state, batch, np.uint32(i)))
+                if len(sums) > behind:
+                    jax.block_until_ready(sums[-1 - behind])
         # Added on the host in float64: a float32 sum over a million tokens loses digits.
         total = jax.tree.map(lambda *parts: sum(map(float, parts)), *jax.device_get(sums))
         return {name: value / weight if weight else float("nan") for name, (value, weight) in total.items()}

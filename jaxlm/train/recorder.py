@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from jaxlm.train.ahead import ahead
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.metrics import Writer
-
-AHEAD = 2  # steps dispatched before an earlier one is waited for: keeps the device busy, and clock and signals honest
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -34,15 +33,15 @@ class Recorder:
         self._latest: jax.Array | None = None
         self._since: float | None = None  # None until the step that compiles is over
         self._steps = 0
+        self._ahead = ahead()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Notes a step that was dispatched. Raises `FloatingPointError` if the run is stuck."""
         if self._waiting and due(self._waiting[-1][0], self._config.log_every, self._config.steps):
             self.flush()
         self._waiting.append((step, metrics))
-        if len(self._waiting) > AHEAD:
-            jax.block_until_ready(self._waiting[-1 - AHEAD][1])
-            self._latest = self._waiting[-1 - AHEAD][1]["loss"]
+        if len(self._waiting) > self._ahead:
+            self._latest = jax.block_until_ready(self._waiting[-1 - self._ahead][1])["loss"]
         if self._since is None:
             self.restart_clock()
         else:

@@ -24,6 +24,8 @@ from jaxlm.data.records import Document
 from jaxlm.dist.mesh import Mesh
 from jaxlm.objective.next_token import NextToken
 from jaxlm.tokenize.byte import ByteTokenizer
+from jaxlm.train import evaluate
+from jaxlm.train.ahead import ahead
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.evaluate import Evaluator
 from jaxlm.train.loop import fit, make_trainer
@@ -273,6 +275,27 @@ def test_packed_and_padded_losses_are_equal():
     )
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-6)
     assert packed["accuracy"] == padded["accuracy"]
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_evaluation_runs_ahead_so_far_and_no_further(monkeypatch, behind):
+    """Collectives of programs in flight together have locked each other where a CPU plays several devices."""
+    assert ahead() == 0 and jax.local_device_count() > 1
+    trainer = make_trainer(MODEL, NextToken(), config_of(), ONE)
+    data = Loader(rows(STREAM, LENGTH), 2, shuffle=False, remainder="pad")
+    evaluator, waited, dispatched = Evaluator(trainer, data), [], []
+    sums, wait = evaluator._sums, jax.block_until_ready
+
+    def dispatch(*arguments):
+        assert len(dispatched) - len(waited) <= behind
+        dispatched.append(sums(*arguments))
+        return dispatched[-1]
+
+    monkeypatch.setitem(vars(evaluator), "_sums", dispatch)
+    monkeypatch.setattr(evaluate, "ahead", lambda: behind)
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: (waited.append(x), wait(x))[1])
+    evaluator(trainer.init())
+    assert len(dispatched) > 3 and all(a is b for a, b in zip(waited, dispatched, strict=False))
 
 
 def test_frozen_parameters_stay_bit_for_bit(tmp_path):
