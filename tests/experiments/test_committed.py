@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments import committed, compile_kernels, render_results, studies_page
@@ -122,3 +123,20 @@ def test_part_of_the_kernels_is_renewed(tmp_path):
     assert [one["commit"] for one in found] == ["a", "b", "a", "b"]
     assert [one["kernel"] for one in found] == ["attention/tpu", "ssd/tpu", "landmark/tpu", "attention/tpu"]
     assert [one["ok"] for one in found] == [True, False, True, True]
+
+
+def test_pictures_that_look_alike(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
+    from matplotlib.image import imsave
+
+    def png(name, pixels):
+        imsave(tmp_path / name, pixels)
+        return (tmp_path / name).read_bytes()
+
+    gray = np.full((9, 9, 3), 0.5)
+    rounded, dot = gray + 3 / 255, gray.copy()
+    dot[4, 4] = 0.6
+    first = png("a.png", gray)
+    assert render_results.look_alike(first, png("b.png", rounded)) and first != (tmp_path / "b.png").read_bytes()
+    assert not render_results.look_alike(first, png("c.png", dot))
+    assert not render_results.look_alike(first, png("d.png", gray[:8]))
