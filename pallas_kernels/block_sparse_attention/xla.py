@@ -2,8 +2,9 @@
 
 One query block's scores stay in cache and nothing of size L x L exists. A short list is met at once; a long one in
 chunks with an online softmax, as many as it holds, so that traced lists cost what they hold. Static rows of uneven
-lengths are sorted into classes (`lists.length_classes`), one loop each. The backward pass recomputes the scores and
-adds the gradients of keys and values in place, block by block. Gradients are hand-written; the loops are opaque to JAX.
+lengths are sorted into classes (`lists.length_classes`), one loop each. The backward pass recomputes the scores, keys
+first, and adds the gradients of keys and values in place, block by block. Gradients are hand-written; the loops are
+opaque to JAX.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pallas_kernels.block_sparse_attention import core
 from pallas_kernels.block_sparse_attention.core import Bias, BlockMask, Lists, Options, Request
 from pallas_kernels.block_sparse_attention.lists import length_classes
 
-CHUNK = 8  # blocks met at once
+CHUNK = 1024  # keys met at once
 
 _matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -31,8 +32,8 @@ def supports(request: Request) -> str | None:
 
 
 def blocks(request: Request) -> tuple[int, int]:
-    """The shape of a tile."""
-    return 128, 128
+    """The shape of a tile: narrow, so that little behind the edge of a window is met; lists grow with it."""
+    return 128, 64
 
 
 def forward(
@@ -40,12 +41,12 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """`core`'s forward."""
     p = _Problem(q, k, v, mask, bias, options)
-    out = jnp.zeros((p.rows, p.batch, p.groups, p.repeats * mask.block_q, v.shape[-1]), v.dtype)
-    lse = jnp.full((p.rows, *p.score_rows), -jnp.inf, jnp.float32)
+    out = jnp.zeros((*p.q.shape[:-1], v.shape[-1]), v.dtype)
+    found = out, jnp.full((p.batch, q.shape[1], q.shape[2]), -jnp.inf, jnp.float32)
     for rows, width in p.classes():
 
-        def one(row: jax.Array, width: int = width, shape: Any = out.shape[1:]) -> tuple[jax.Array, jax.Array]:
-            query, start = p.query_block(row), core.softmax_start((*p.score_rows, 1))
+        def one(found: Any, row: jax.Array, width: int = width) -> Any:
+            query, start = p.query_block(p.q, row), core.softmax_start((*p.score_rows, 1))
 
             def meet(entries: Any, state: core.Softmax, summed: jax.Array | None) -> tuple[core.Softmax, jax.Array]:
                 logits, _, _, values = p.tile(query, row, entries)
@@ -53,20 +54,20 @@ def forward(
                 added = _matmul("bgmt,bgtv->bgmv", p.folded(weights).astype(v.dtype), values)
                 return state, added if summed is None else summed * p.folded(fade) + added
 
-            if width <= CHUNK:
+            if width <= p.chunk:
                 state, summed = meet(p.entries(row, 0, width), start, None)
             else:
-                zeros = jnp.zeros(shape, jnp.float32)
+                zeros = jnp.zeros((*query.shape[:-1], v.shape[-1]), jnp.float32)
                 state, summed = jax.lax.fori_loop(
-                    0, p.chunks(row), lambda j, c: meet(p.entries(row, j * CHUNK, CHUNK), *c), (start, zeros)
+                    0, p.chunks(row), lambda j, c: meet(p.entries(row, j * p.chunk, p.chunk), *c), (start, zeros)
                 )
             weighted, row_lse = core.softmax_finish(state, summed.reshape(*p.score_rows, -1))
-            return p.folded(weighted).astype(v.dtype), row_lse[..., 0]
+            out, lse = found
+            return (p.put(out, row, p.folded(weighted)), p.put_numbers(lse, row, row_lse)), None
 
-        part, part_lse = jax.lax.map(one, jnp.asarray(rows))
-        whole = len(rows) == p.rows and width == p.width
-        out, lse = (part, part_lse) if whole else (out.at[rows].set(part), lse.at[rows].set(part_lse))
-    return p.unblocked(out), p.unblocked(lse.reshape(*out.shape[:-1], 1))[..., 0]
+        found, _ = jax.lax.scan(one, found, jnp.asarray(rows))
+    out, lse = found
+    return out.swapaxes(1, 2), lse
 
 
 def backward(
@@ -82,69 +83,72 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
     """`core`'s backward."""
     p = _Problem(q, k, v, mask, bias, options)
-    dout, lse, delta = p.blocked(dout), p.blocked(lse[..., None]), p.blocked(delta[..., None])
-    lse, delta = (x.reshape(p.rows, *p.score_rows, 1) for x in (lse, delta))
-    dq = jnp.zeros((p.rows, p.batch, p.groups, p.repeats * mask.block_q, q.shape[-1]), q.dtype)
-    trained = bias is not None and bias.trainable
-    dnumbers = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bias.numbers) if trained else None
-    carry = jnp.zeros(p.k.shape, jnp.float32), jnp.zeros(p.v.shape, jnp.float32), dnumbers
+    dout = dout.swapaxes(1, 2)
+    trained = bias.numbers if bias is not None and bias.trainable else None
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (p.k, p.v, trained))
+    carry = sums, jnp.zeros(p.q.shape, q.dtype)
     for rows, width in p.classes():
 
-        def one(carry: Any, row: jax.Array, width: int = width, shape: Any = dq.shape[1:]) -> Any:
-            query, out_ct = p.query_block(row), p.row_of(dout, row)
-            query_turned, ct_turned = _turned(query), _turned(out_ct)
-            row_lse, row_delta = p.row_of(lse, row), p.row_of(delta, row)
+        def one(carry: Any, row: jax.Array, width: int = width) -> Any:
+            sums, dq = carry
+            query, out_ct = p.query_block(p.q, row), p.query_block(dout, row)
+            row_lse, row_delta = (_keys_first(p.query_numbers(x, row)) for x in (lse, delta))
 
-            def meet(entries: Any, carry: Any, dquery: jax.Array | None) -> tuple[Any, jax.Array]:
-                dk, dv, dnumbers = carry
-                if trained:
-                    logits, pull, (slope, keys, values) = jax.vjp(
-                        lambda numbers: (lambda t: (t[0], t[1:]))(p.tile(query, row, entries, numbers)),
-                        bias.numbers,
-                        has_aux=True,
-                    )
+            def meet(entries: Any, sums: Any, dquery: jax.Array | None) -> tuple[Any, jax.Array]:
+                dk, dv, dnumbers = sums
+                if trained is not None:
+
+                    def logits_of(numbers: Any) -> tuple[jax.Array, Any]:
+                        logits, *rest = p.tile(query, row, entries, numbers, keys_first=True)
+                        return logits, rest
+
+                    logits, pull, (slope, keys, values) = jax.vjp(logits_of, trained, has_aux=True)
                 else:
-                    (logits, slope, keys, values), pull = p.tile(query, row, entries), None
+                    (logits, slope, keys, values), pull = p.tile(query, row, entries, keys_first=True), None
                 weights = core.weights_again(logits, row_lse)
-                dweights = _matmul("bgmv,bgtv->bgmt", out_ct, values).reshape(weights.shape)
+                dweights = _matmul("bgtv,bgmv->bgtm", values, out_ct).reshape(weights.shape)
                 dlogits = core.score_gradient(weights, dweights, row_delta)
                 if pull is not None:
                     (more,) = pull(dlogits / core.LOG2E)  # what it pulls are base-2 logits
                     dnumbers = jax.tree.map(jnp.add, dnumbers, more)
-                weights = p.folded(weights).astype(v.dtype)
-                dscores = p.folded(dlogits * slope).astype(q.dtype)
-                added = _matmul("bgmt,bgtk->bgmk", dscores, keys)
-                dk = p.add_blocks(dk, entries, _matmul("bgkm,bgmt->bgkt", query_turned, dscores))
-                dv = p.add_blocks(dv, entries, _matmul("bgvm,bgmt->bgvt", ct_turned, weights))
+                weights = weights.reshape(*keys.shape[:3], -1).astype(v.dtype)
+                dscores = (dlogits * slope).reshape(*keys.shape[:3], -1).astype(q.dtype)
+                added = _matmul("bgtm,bgtk->bgmk", dscores, keys)
+                dk = p.add_blocks(dk, entries, _matmul("bgtm,bgmk->bgtk", dscores, query))
+                dv = p.add_blocks(dv, entries, _matmul("bgtm,bgmv->bgtv", weights, out_ct))
                 return (dk, dv, dnumbers), added if dquery is None else dquery + added
 
-            if width <= CHUNK:
-                carry, dquery = meet(p.entries(row, 0, width), carry, None)
+            if width <= p.chunk:
+                sums, dquery = meet(p.entries(row, 0, width), sums, None)
             else:
-                zeros = jnp.zeros(shape, jnp.float32)
-                carry, dquery = jax.lax.fori_loop(
-                    0, p.chunks(row), lambda j, c: meet(p.entries(row, j * CHUNK, CHUNK), *c), (carry, zeros)
+                zeros = jnp.zeros(query.shape, jnp.float32)
+                sums, dquery = jax.lax.fori_loop(
+                    0, p.chunks(row), lambda j, c: meet(p.entries(row, j * p.chunk, p.chunk), *c), (sums, zeros)
                 )
-            return carry, dquery.astype(q.dtype)
+            return (sums, p.put(dq, row, dquery)), None
 
-        carry, part = jax.lax.scan(one, carry, jnp.asarray(rows))
-        dq = part if len(rows) == p.rows and width == p.width else dq.at[rows].set(part)
-    dk, dv, dnumbers = carry
-    return p.unblocked(dq), dk.reshape(k.shape).astype(k.dtype), dv.reshape(v.shape).astype(v.dtype), dnumbers
+        carry, _ = jax.lax.scan(one, carry, jnp.asarray(rows))
+    (dk, dv, dnumbers), dq = carry
+    dk, dv = (total.reshape(x.swapaxes(1, 2).shape).astype(x.dtype) for total, x in ((dk, k), (dv, v)))
+    return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2), dnumbers
 
 
-def _turned(x: jax.Array) -> jax.Array:
-    """[.., m, k] -> [.., k, m] in memory. Without the barrier XLA folds it into the product, which is then slower."""
-    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
+def _keys_first(x: jax.Array) -> jax.Array:
+    """[B, groups, repeats, block, t] -> [B, groups, t, repeats, block]."""
+    return jnp.moveaxis(x, -1, 2)
 
 
 class _Problem:
-    """The arrays cut into blocks. Where lists or data differ by head, every query head is by itself (groups = H) and
-    reads its key head; else the R heads of a group are folded into one matmul's rows.
+    """The arrays as they come, [B, L, H, K] (turned back here, which cancels with the caller's turning), whose blocks
+    are turned one by one: a copy of a whole array would cost about as much as its attention where memory is fresh.
+
+    Where lists or data differ by head, every query head is by itself (groups = H) and reads its key head; else the R
+    heads of a group are folded into one matmul's rows.
 
     Attributes:
-      queries: [rows, B, groups, repeats * block_q, K].
-      k, v: [B, G, blocks, block_k, K or V].
+      q: [B, L, H, K].
+      k, v: [B, blocks, block_k, G, K or V].
+      chunk: blocks met at once.
       lists: those of rows, long ones padded to whole chunks.
     """
 
@@ -152,6 +156,7 @@ class _Problem:
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: BlockMask, bias: Bias | None, options: Options
     ) -> None:
         self.mask, self.bias, self.options = mask, bias, options
+        self.chunk = max(1, CHUNK // mask.block_k)
         self.batch, heads, length, _ = q.shape
         self.rows, self.key_heads = length // mask.block_q, k.shape[1]
         shared = [mask.rows.indices, *mask.data, *(x for x in mask.numbers if jnp.ndim(x))]
@@ -159,10 +164,10 @@ class _Problem:
         self.groups = heads if self.by_head else k.shape[1]
         self.repeats = heads // self.groups
         self.score_rows = self.batch, self.groups, self.repeats, mask.block_q
-        self.queries = self.blocked(q)
-        self.k, self.v = (x.reshape(*x.shape[:2], -1, mask.block_k, x.shape[-1]) for x in (k, v))
+        self.q = q.swapaxes(1, 2)
+        self.k, self.v = self.key_blocks(k), self.key_blocks(v)
         width = mask.rows.indices.shape[-1]
-        pad = [(0, 0)] * 3 + [(0, -width % CHUNK if width > CHUNK else 0)]
+        pad = [(0, 0)] * 3 + [(0, -width % self.chunk if width > self.chunk else 0)]
         xp: Any = np if isinstance(mask.rows.indices, np.ndarray) else jnp
         self.lists = Lists(mask.rows.counts, xp.pad(mask.rows.indices, pad), xp.pad(mask.rows.kinds, pad))
 
@@ -177,11 +182,11 @@ class _Problem:
             yield np.arange(self.rows, dtype=np.int32), self.width
             return
         longest = counts.max((0, 1))
-        yield from length_classes(np.where(longest > CHUNK, -(-longest // CHUNK) * CHUNK, longest))
+        yield from length_classes(np.where(longest > self.chunk, -(-longest // self.chunk) * self.chunk, longest))
 
     def chunks(self, row: jax.Array) -> jax.Array:
         count = jax.lax.dynamic_index_in_dim(jnp.asarray(self.lists.counts), row, 2, keepdims=False).max()
-        return (count + CHUNK - 1) // CHUNK
+        return (count + self.chunk - 1) // self.chunk
 
     def entries(self, row: jax.Array, start: Any, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(indices, kinds, live) of ``size`` entries of a row's list, each [Bm, Hm, size]."""
@@ -190,58 +195,76 @@ class _Problem:
         indices, kinds = (jax.lax.dynamic_slice_in_dim(x, start, size, 2) for x in row_lists)
         return indices, kinds, start + jnp.arange(size) < counts[..., None]
 
-    def blocked(self, x: jax.Array) -> jax.Array:
-        """[B, H, L, K] -> [rows, B, groups, repeats * block, K]."""
-        x = x.reshape(self.batch, self.groups, self.repeats, self.rows, self.mask.block_q, x.shape[-1])
-        return x.transpose(3, 0, 1, 2, 4, 5).reshape(self.rows, self.batch, self.groups, -1, x.shape[-1])
+    def key_blocks(self, x: jax.Array) -> jax.Array:
+        """[B, G, L, K] -> [B, blocks, block_k, G, K]."""
+        return x.swapaxes(1, 2).reshape(x.shape[0], -1, self.mask.block_k, x.shape[1], x.shape[-1])
 
-    def unblocked(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(self.rows, *self.score_rows, x.shape[-1]).transpose(1, 2, 3, 0, 4, 5)
-        return x.reshape(self.batch, self.groups * self.repeats, -1, x.shape[-1])
+    def query_block(self, x: jax.Array, row: jax.Array) -> jax.Array:
+        """Of [B, L, H, K] a row's part, [B, groups, repeats * block, K]."""
+        size = self.mask.block_q
+        part = jax.lax.dynamic_slice_in_dim(x, row * size, size, 1)
+        return part.swapaxes(1, 2).reshape(self.batch, self.groups, -1, x.shape[-1])
 
-    def row_of(self, x: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(x, row, 0, keepdims=False)
+    def put(self, x: jax.Array, row: jax.Array, part: jax.Array) -> jax.Array:
+        """The inverse: ``x`` with a row's part put in."""
+        part = part.reshape(self.batch, x.shape[2], -1, x.shape[-1]).swapaxes(1, 2)
+        return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), row * self.mask.block_q, 1)
 
-    def query_block(self, row: jax.Array) -> jax.Array:
-        return self.row_of(self.queries, row)
+    def query_numbers(self, x: jax.Array, row: jax.Array) -> jax.Array:
+        """Of [B, H, L] a row's part, [B, groups, repeats, block, 1]."""
+        part = jax.lax.dynamic_slice_in_dim(x, row * self.mask.block_q, self.mask.block_q, 2)
+        return part.reshape(*self.score_rows, 1)
+
+    def put_numbers(self, x: jax.Array, row: jax.Array, part: jax.Array) -> jax.Array:
+        """The inverse."""
+        part = part.reshape(*x.shape[:2], -1)
+        return jax.lax.dynamic_update_slice_in_dim(x, part, row * self.mask.block_q, 2)
 
     def folded(self, x: jax.Array) -> jax.Array:
         """[B, groups, repeats, block, n] -> [B, groups, repeats * block, n]."""
         return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
     def where(self, x: jax.Array, indices: jax.Array) -> tuple[Any, ...]:
-        """The index of ``indices``' blocks [Bm, Hm, n] in x [B or 1, H or G or 1, blocks, ...]."""
-        if indices.shape[:2] == (1, 1) and (x.shape[1] != self.key_heads or not self.by_head):
-            return slice(None), slice(None), indices[0, 0]
+        """The index of ``indices``' blocks [Bm, Hm, n] in x [B or 1, blocks, block, H or G or 1, ...]."""
+        heads = x.shape[3]
+        if indices.shape[:2] == (1, 1) and (heads != self.key_heads or not self.by_head):
+            return slice(None), indices[0, 0]
         batch = np.arange(x.shape[0])
-        heads = np.arange(max(x.shape[1], indices.shape[1]))
-        if x.shape[1] == self.key_heads and self.by_head:
-            heads = np.arange(self.groups) // (self.groups // x.shape[1])
-        elif x.shape[1] == 1:
-            heads = np.zeros_like(heads)
+        which = np.arange(max(heads, indices.shape[1]))
+        if heads == self.key_heads and self.by_head:
+            which = np.arange(self.groups) // (self.groups // heads)
+        elif heads == 1:
+            which = np.zeros_like(which)
         if x.shape[0] == 1:
             batch = np.zeros(indices.shape[0], np.int64)
-        return batch[:, None, None], heads[None, :, None], indices
+        return batch[:, None, None], indices, slice(None), which[None, :, None]
 
     def pick(self, x: jax.Array, indices: jax.Array) -> jax.Array:
-        """Blocks of x [.., .., blocks, block, K] side by side: [.., .., n * block, K]."""
-        found = x[self.where(x, indices)]
+        """Blocks of x [.., blocks, block, .., K] side by side: [.., heads, n * block, K]."""
+        where = self.where(x, indices)
+        found = x[where]  # [.., n, block, heads, K], or [.., heads, n, block, K] where each head has its list
+        found = found if len(where) > 2 else jnp.moveaxis(found, 3, 1)
         return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
-    def add_blocks(self, total: jax.Array, entries: Any, turned: jax.Array) -> jax.Array:
-        """``total`` [B, G, blocks, block, K] plus [B, groups, K, n * block] at the entries' blocks."""
-        added = turned.swapaxes(2, 3).reshape(*turned.shape[:2], -1, *total.shape[-2:])
-        return total.at[self.where(total, entries[0])].add(added)
+    def add_blocks(self, total: jax.Array, entries: Any, added: jax.Array) -> jax.Array:
+        """``total`` [B, blocks, block, G, K] plus [B, groups, n * block, K] at the entries' blocks."""
+        where = self.where(total, entries[0])
+        added = added.reshape(*added.shape[:2], -1, self.mask.block_k, total.shape[-1])
+        return total.at[where].add(added if len(where) > 2 else jnp.moveaxis(added, 1, 3))
 
     def key_tokens(self, x: jax.Array, indices: jax.Array) -> jax.Array:
         """Per-token numbers [Bd, Hd, Lk] of the entries' blocks: [.., .., 1, n * block]."""
-        x = jnp.asarray(x).reshape(*x.shape[:2], -1, self.mask.block_k, 1)
-        return self.pick(x, indices)[..., 0][..., None, :]
+        return self.pick(self.key_blocks(jnp.asarray(x)[..., None]), indices)[..., 0][..., None, :]
 
     def tile(
-        self, query: jax.Array, row: jax.Array, entries: Any, numbers: Any = None
+        self, query: jax.Array, row: jax.Array, entries: Any, numbers: Any = None, *, keys_first: bool = False
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
-        """Base-2 logits [B, groups, repeats, block, t] of a row against t keys, their slope, those keys and values."""
+        """Base-2 logits of a row against t keys, their slope, those keys and values.
+
+        Logits are [B, groups, repeats, block, t]; or, keys first, [B, groups, t, repeats, block], which suits the
+        products of the backward pass (a CPU saves a tenth of its time), while a forward pass, which sums over keys, is
+        slower so.
+        """
         (indices, kinds, live), mask, block_q = entries, self.mask, self.mask.block_q
         keys, values = self.pick(self.k, indices), self.pick(self.v, indices)
         spread = lambda x: jnp.repeat(x, mask.block_k, axis=-1)[:, :, None]  # of an entry to its keys
@@ -254,11 +277,17 @@ class _Problem:
         data_q = self._query_tokens(mask.data[0], row)
         data_k = tuple(self.key_tokens(mask.data[1][:, :, i], indices) for i in range(mask.data[1].shape[2]))
         seen = mask.see(mask.numbers, pos_q, pos_k, data_q, data_k, spread(kinds)) & spread(live)
-        raw = _matmul("bgmk,bgtk->bgmt", query, keys).reshape(*self.score_rows, -1)
+        if not keys_first:
+            raw = _matmul("bgmk,bgtk->bgmt", query, keys).reshape(*self.score_rows, -1)
+        else:
+            raw = _matmul("bgtk,bgmk->bgtm", keys, query).reshape(*keys.shape[:3], self.repeats, -1)
         bias = None
         if self.bias is not None:
             bias = self._bias(self.bias.numbers if numbers is None else numbers, pos_q[:, 0, :, 0], pos_k[:, :, 0])
-        logits, slope = core.scores(raw, self.options, bias, self._by_group(seen))
+        seen = self._by_group(seen)
+        if keys_first:
+            bias, seen = None if bias is None else _keys_first(bias), _keys_first(seen)
+        logits, slope = core.scores(raw, self.options, bias, seen)
         return logits, slope, keys, values
 
     def _query_tokens(self, x: Any, row: jax.Array) -> tuple[jax.Array, ...]:
