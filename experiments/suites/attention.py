@@ -113,11 +113,13 @@ def _loss(function: Callable[..., Any], w: jax.Array, *x: jax.Array) -> jax.Arra
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, start: Any = 0) -> jax.Array:
-    """What one writes down first: scores, mask, softmax, values; of queries from ``start`` on."""
+    """What one writes down first: scores, mask, softmax, values; of queries from ``start`` on. Heads come before
+    positions, in which order XLA's gradient of it takes two thirds of the time."""
     at_q, at_k = start + jnp.arange(q.shape[1])[None], jnp.arange(k.shape[1])[None]
-    scores = jnp.einsum("blhk,bthk->bhlt", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    scores = jnp.einsum("bhlk,bhtk->bhlt", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(dense(mask, at_q, at_k), scores, -1e30), -1)
-    return jnp.einsum("bhlt,bthk->blhk", weights.astype(v.dtype), v)
+    return jnp.einsum("bhlt,bhtk->bhlk", weights.astype(v.dtype), v).swapaxes(1, 2)
 
 
 def chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:

@@ -223,7 +223,7 @@ class Deletion(Study):
     )
     axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte written")
 
-    vowels: SmallPair = SmallPair(steps=2000, rate=2e-3)
+    vowels: SmallPair = SmallPair(length=16, steps=2500, rate=2e-3)
     text: SmallPair = SmallPair(encoder=4, gate=2, length=128, batch_size=16, steps=2500, rate=2e-3)
     typos: float = 0.05
     vowel_rate: float = 0.17
