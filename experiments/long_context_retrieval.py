@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,7 +41,8 @@ from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.step import Trainer
 from jaxlm.train.workdir import claim_workdir
 
-flags.declare_key_flag("replot")  # so that --help shows it
+flags.declare_key_flag("replot")  # so that --help shows them
+flags.declare_key_flag("share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,21 +201,19 @@ def main(config: RunConfig, workdir: Path) -> None:
 
 def run(config: RunConfig, workdir: Path) -> list[report.Row]:
     """Every run of the study that the workdir does not hold yet; returns all rows."""
-    rows, lock = study.read(workdir, report.Row, missing_ok=True), threading.Lock()
-    done = {(row.arm, row.seed) for row in rows}
-    jobs = [(arm, seed) for seed in config.seeds for arm in config.arms if (arm.label, seed) not in done]
+    done = {(row.arm, row.seed) for row in study.read(workdir, report.Row, missing_ok=True)}
+    every = study.share([(arm, seed) for seed in config.seeds for arm in config.arms])
+    jobs = [(arm, seed) for arm, seed in every if (arm.label, seed) not in done]
 
     def work(job: tuple[Arm, int], progress: study.Report) -> None:
         (arm, seed), began = job, time.monotonic()
         found = run_one(config, arm, seed, progress.steps)
-        with lock:
-            rows.extend(found)
-            study.save(rows, workdir, report.Row)
+        study.add(found, workdir, report.Row)
         seconds = time.monotonic() - began
         progress.note(f"{arm.label} seed {seed}: {report.one_line(found, config.lengths)} ({seconds:.0f} s)")
 
     study.run(jobs, work, workdir, steps=config.steps * len(jobs), workers=config.workers)
-    return rows
+    return study.read(workdir, report.Row, missing_ok=True)
 
 
 if __name__ == "__main__":

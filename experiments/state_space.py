@@ -36,7 +36,8 @@ from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.step import Trainer
 from jaxlm.train.workdir import claim_workdir
 
-flags.declare_key_flag("replot")  # so that --help shows it
+flags.declare_key_flag("replot")  # so that --help shows them
+flags.declare_key_flag("share")
 
 
 def optimizer_at(config: RunConfig, rate: float) -> Optimizer:
@@ -94,8 +95,7 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
             began = time.monotonic()
             found = one(rate, seed)
             with lock:
-                rows.extend(found)
-                frame.save(rows, workdir, report.Row)
+                rows[:] = frame.add(found, workdir, report.Row)
             progress.note(
                 f"{arm.part} {arm.label} rate {rate:g} seed {seed}: {report.one_line(found)} "
                 f"({time.monotonic() - began:.0f} s)"
@@ -109,7 +109,8 @@ def run(config: RunConfig, workdir: Path) -> list[report.Row]:
             do(next(rate for rate in config.rates if f"{rate:g}" == best), seed)
 
     # The longest first, so that the cores are all busy to the end.
-    jobs = sorted((arm for arm in config.arms if missing(arm)), key=report.work_of, reverse=True)
+    arms = frame.share(sorted(config.arms, key=report.work_of, reverse=True))
+    jobs = [arm for arm in arms if missing(arm)]
     frame.run(jobs, work, workdir, steps=sum(arm.steps * missing(arm) for arm in jobs), workers=config.workers)
     return rows
 

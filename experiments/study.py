@@ -1,32 +1,50 @@
 """What studies of many small runs have in common: rows kept as CSV, runs beside each other, figures where they can be.
 
 A study's rows are a `NamedTuple` of str, int and float fields. Rows that a workdir holds are not made again, so an
-interrupted study continues where it stopped.
+interrupted study continues where it stopped, and several processes may do a `share` of it each, into one workdir.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import csv
 import os
+import re
 import threading
 import time
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from absl import flags
 
 from experiments import provenance
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.train.progress import Progress
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SHARE = flags.DEFINE_string(
+    "share", "1/1", "part of the runs that this process does, as 1/2 and 2/2 for two on one workdir (a device each)"
+)
+flags.register_validator(
+    SHARE,
+    lambda value: re.fullmatch(r"[0-9]+/[0-9]+", value) and 1 <= int(value.split("/")[0]) <= int(value.split("/")[1]),
+    message="expected k/n with 1 <= k <= n, as 1/2",
+)
 FILE = "results.csv"
 DIGITS = 4
 
 R = TypeVar("R", bound=tuple[Any, ...])
+J = TypeVar("J", bound=Hashable)
+_writing = threading.Lock()
 
 
 def read(workdir: Path, kind: type[R], missing_ok: bool = False, file: str = FILE) -> list[R]:
@@ -56,6 +74,30 @@ def save(rows: Iterable[tuple[Any, ...]], workdir: Path, kind: type, file: str =
         writer.writerow(typing.get_type_hints(kind))
         writer.writerows([_written(x) for x in row] for row in sorted(rows))
     os.replace(beside, path)
+
+
+def add(rows: Iterable[R], workdir: Path, kind: type[R]) -> list[R]:
+    """Adds rows to those on file, which other processes may have added to since; returns all."""
+    with _alone(workdir):
+        together = [*read(workdir, kind, missing_ok=True), *rows]
+        save(together, workdir, kind)
+    return together
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Within it no other thread or process writes to the workdir (where the system has such locks)."""
+    with _writing, contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            stack.callback(os.close, there := os.open(workdir, os.O_RDONLY))
+            fcntl.flock(there, fcntl.LOCK_EX)  # ends where the folder is closed
+        yield
+
+
+def share(jobs: Sequence[J]) -> Sequence[J]:
+    """Those of all of a study's jobs, done or not, that --share leaves to this process."""
+    part, _, parts = (SHARE.value if flags.FLAGS.is_parsed() else SHARE.default).partition("/")
+    return jobs[int(part) - 1 :: int(parts)]
 
 
 def folder(flag: Any) -> Path:
@@ -98,9 +140,6 @@ class Report:
         self._progress.close()
 
 
-J = TypeVar("J", bound=Hashable)
-
-
 def run(
     jobs: Sequence[J],
     work: Callable[[J, Report], None],
@@ -130,7 +169,8 @@ def run(
     finally:  # an interrupted study leaves rows, too, and says where they come from
         pool.shutdown(cancel_futures=True)
         report.close()
-        provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+        with _alone(workdir):
+            provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
 
 
 def figures(*draw: Callable[[], Path]) -> str:

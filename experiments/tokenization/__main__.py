@@ -20,7 +20,8 @@ from experiments.small_models import REPLOT
 from experiments.tokenization import frame
 from experiments.tokenization.frame import Study
 
-flags.declare_key_flag("replot")  # so that --help shows it
+flags.declare_key_flag("replot")  # so that --help shows them
+flags.declare_key_flag("share")
 
 
 def main(config: Study, workdir: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -144,8 +143,7 @@ class Study(Spec):
 
 def run(study: Study, workdir: Path) -> list[Row]:
     """Every run of the study that the workdir does not hold yet; returns all rows."""
-    rows, lock = frame.read(workdir, Row, missing_ok=True), threading.Lock()
-    held = {(row.part, row.arm, row.seed) for row in rows}
+    held = {(row.part, row.arm, row.seed) for row in frame.read(workdir, Row, missing_ok=True)}
     missing = lambda arm: [seed for seed in study.seeds if (arm.part, arm.label, seed) not in held]
 
     def work(arm: Arm, progress: frame.Report) -> None:
@@ -153,17 +151,17 @@ def run(study: Study, workdir: Path) -> list[Row]:
         for seed in missing(arm):
             began = time.monotonic()
             found = list(one(seed))
-            with lock:
-                rows.extend(Row(arm.part, arm.label, seed, f.measure, f.at, f.setting, f.value) for f in found)
-                frame.save(rows, workdir, Row)
+            rows = [Row(arm.part, arm.label, seed, f.measure, f.at, f.setting, f.value) for f in found]
+            frame.add(rows, workdir, Row)
             seconds, name = time.monotonic() - began, " ".join(filter(None, (arm.part, arm.label)))
             progress.note(f"{name} seed {seed}: {found[-1].measure} {found[-1].value:.4g} ({seconds:.0f} s)")
 
     # The longest first, so that the cores are all busy to the end.
-    jobs = sorted((arm for arm in study.arms() if missing(arm)), key=lambda arm: arm.steps, reverse=True)
+    arms = frame.share(sorted(study.arms(), key=lambda arm: arm.steps, reverse=True))
+    jobs = [arm for arm in arms if missing(arm)]
     steps = sum(arm.steps * len(missing(arm)) for arm in jobs)
     frame.run(jobs, work, workdir, steps=max(1, steps), workers=study.workers)
-    return rows
+    return frame.read(workdir, Row, missing_ok=True)
 
 
 def table(study: Study, found: Results) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from typing import NamedTuple
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments import study
 from jaxlm.core.errors import ConfigError
@@ -25,6 +28,39 @@ def test_rows_come_back_with_four_digits(tmp_path):
     assert [row.value for row in found] == [0.0, 12.3457, -0.9877, 0.0001534, 0.01235, 3.21e-7]
     study.save(found, tmp_path, Row)
     assert study.read(tmp_path, Row) == found
+
+
+def test_rows_added_at_the_same_time_are_all_there(tmp_path):
+    adders = [
+        threading.Thread(target=study.add, args=([Row("a", i, 0.5), Row("b", i, 0.25)], tmp_path, Row))
+        for i in range(16)
+    ]
+    for adder in adders:
+        adder.start()
+    for adder in adders:
+        adder.join()
+    assert sorted(study.read(tmp_path, Row)) == sorted(
+        Row(n, i, x) for i in range(16) for n, x in (("a", 0.5), ("b", 0.25))
+    )
+
+
+def share_of(jobs, value):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    with flagsaver.flagsaver(share=value):
+        return study.share(jobs)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shares_are_the_whole(parts):
+    found = [share_of(range(7), f"{part + 1}/{parts}") for part in range(parts)]
+    assert sorted(job for part in found for job in part) == list(range(7))
+
+
+@pytest.mark.parametrize("value", ["0/2", "3/2", "2", "a/b", "/", "-1/2"])
+def test_what_is_no_share(value):
+    with pytest.raises(flags.IllegalFlagValueError, match=f"--share={value}: expected k/n"):
+        share_of([1], value)
 
 
 @pytest.mark.parametrize(
