@@ -31,8 +31,9 @@ def race(
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Rounds of ``steps`` steps each, in turns; the first round, which compiles, is not counted.
 
-    A turn shorter than ``least_seconds`` goes on with as many steps again: the first step after another contestant's
-    finds its memory swept out of the caches, which in a turn of one short step would be all that is measured.
+    With ``least_seconds``, a turn is at least so long, by as many steps again, and begins with one that is not counted:
+    the first after another contestant's finds its caches swept, and gigabytes of the other's memory still being given
+    back beside it, which in a turn of one short step would be all that is measured.
 
     Returns:
       The measurements by contestant, the first of which is ours, and what the first round gave.
@@ -42,6 +43,8 @@ def race(
     cpu: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(rounds):
         for c in contestants:
+            if least_seconds:
+                c.run(1)
             began, used = time.perf_counter(), time.process_time()
             done = 0
             while not done or time.perf_counter() - began < least_seconds:

@@ -22,6 +22,7 @@ from pallas_kernels.block_sparse_attention.core import Bias, BlockMask, Lists, O
 from pallas_kernels.block_sparse_attention.lists import length_classes
 
 CHUNK = 1024  # keys met at once
+LONG = 2**15  # keys beyond which lists of narrow blocks may be tens of megabytes
 
 _matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -32,8 +33,8 @@ def supports(request: Request) -> str | None:
 
 
 def blocks(request: Request) -> tuple[int, int]:
-    """The shape of a tile: narrow, so that little behind the edge of a window is met; lists grow with it."""
-    return 128, 64
+    """The shape of a tile: narrow, so that little behind the edge of a window is met, while lists are short."""
+    return 128, 32 if request.length_k <= LONG else 64
 
 
 def forward(
