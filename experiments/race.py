@@ -31,19 +31,24 @@ def race(
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Rounds of ``steps`` steps each, in turns; the first round, which compiles, is not counted.
 
-    With ``least_seconds``, a turn is at least so long, by as many steps again, and begins with one that is not counted:
+    A turn shorter than ``least_seconds`` goes on with as many steps again, and began with a step that is not counted:
     the first after another contestant's finds its caches swept, and gigabytes of the other's memory still being given
     back beside it, which in a turn of one short step would be all that is measured.
 
     Returns:
       The measurements by contestant, the first of which is ours, and what the first round gave.
     """
-    first = {c.name: c.run(steps) for c in contestants}
+    first, short = {}, set()
+    for c in contestants:
+        began = time.perf_counter()
+        first[c.name] = c.run(steps)
+        if time.perf_counter() - began < least_seconds:
+            short.add(c.name)
     wall: dict[str, list[float]] = {c.name: [] for c in contestants}
     cpu: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(rounds):
         for c in contestants:
-            if least_seconds:
+            if c.name in short:
                 c.run(1)
             began, used = time.perf_counter(), time.process_time()
             done = 0
