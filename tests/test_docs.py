@@ -77,7 +77,8 @@ def code(page: Path) -> str:
 def flags_of(module: str) -> set[str]:
     path = ROOT / Path(*module.split("."))
     files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.rglob("*.py"))
-    return {name for file in files for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', file.read_text(encoding="utf-8"))}
+    found = [one for file in files for one in re.findall(r'DEFINE_(\w+)\(\s*"(\w+)"', file.read_text(encoding="utf-8"))]
+    return {name for _, name in found} | {f"no{name}" for kind, name in found if kind.startswith("bool")}
 
 
 @functools.cache

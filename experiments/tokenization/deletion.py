@@ -224,7 +224,7 @@ class Deletion(Study):
     axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte written")
 
     vowels: SmallPair = SmallPair(length=16, steps=2500, rate=2e-3)
-    text: SmallPair = SmallPair(encoder=4, gate=2, length=128, batch_size=16, steps=2500, rate=2e-3)
+    text: SmallPair = SmallPair(encoder=4, gate=2, length=48, batch_size=32, steps=2500, rate=2e-3)
     typos: float = 0.05
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
