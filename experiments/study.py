@@ -155,11 +155,11 @@ def run(
       work: does one; it saves its own rows.
       workdir: of the study.
       steps: training steps of all jobs, for the progress bar.
-      workers: how many at a time; 0 for one per core on a CPU and one elsewhere.
+      workers: how many at a time; 0 for one per core on a CPU (of those that this process may use) and one elsewhere.
     """
     if not jobs:
         return
-    workers = workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
+    workers = workers or (_cores() if jax.default_backend() == "cpu" else 1)
     report, began = Report(steps), time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     pending = [pool.submit(work, job, report) for job in jobs]
@@ -171,6 +171,12 @@ def run(
         report.close()
         with _alone(workdir):
             provenance.write(workdir, seconds=time.monotonic() - began, workers=workers)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer than there are under taskset or in a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def figures(*draw: Callable[[], Path]) -> str:
