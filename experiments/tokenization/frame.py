@@ -169,7 +169,7 @@ def table(study: Study, found: Results) -> str:
     lines = [*textwrap.wrap(f"{study.name}: {study.claim}", 110), ""]
     lines += claims.table(study.lines(found))
     ran = {(row.part, row.arm) for row in found.rows}
-    for part in dict.fromkeys(arm.part for arm in study.arms()):
+    for part in dict.fromkeys(arm.part for arm in study.arms() if (arm.part, arm.label) in ran):
         columns = study.columns(found, part)
         width = max(20, *(len(name) for name in columns))
         lines += ["", f"{part or 'arm':<34} " + " ".join(f"{name:>{width}}" for name in columns)]
