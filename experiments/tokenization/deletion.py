@@ -70,6 +70,9 @@ class SmallPair(Spec):
       length: bytes of a source.
       softmax1: of all attention, as the paper recommends. The gate's number is added to logits, and what all keys have
         in common cancels in a softmax: a gate that closes for all alike costs nothing there, and here attention.
+      delay: share of the steps that come before keeping a token costs anything: the gate opens all the way at first,
+        and tokens that are used by then resist. The source's diagnostic tasks wait 10,000 steps of 30,000; a task whose
+        source comes to be used later has to wait longer, or everything goes.
       batch_size, steps, rate, steps_per_call: as of `SmallModel`.
     """
 
@@ -80,6 +83,7 @@ class SmallPair(Spec):
     gate: int = 1
     length: int = 32
     softmax1: bool = True
+    delay: float = 1 / 3
     batch_size: int = 32
     steps: int = 1200
     rate: float = 1e-3
@@ -89,9 +93,10 @@ class SmallPair(Spec):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             require(
-                isinstance(value, bool) or value > 0,
+                isinstance(value, bool) or value > 0 or (field.name == "delay" and value == 0),
                 f"SmallPair.{field.name}: expected a positive number, got {value}",
             )
+        require(self.delay < 1, f"SmallPair.delay: expected a share of the steps below 1, got {self.delay}")
         require(self.gate < self.encoder, f"SmallPair.gate: expected fewer than {self.encoder} layers, got {self.gate}")
 
     def spec(self, gated: bool) -> EncoderDecoderSpec:
@@ -207,8 +212,6 @@ class Deletion(Study):
       typos: share of a source's letters that are another.
       vowel_rate: target share of deleted letters.
       rates: target shares of deleted bytes.
-      delay: share of the steps that come before keeping a token costs anything, as in the source's diagnostic tasks
-        (10,000 steps of 30,000): the gate opens all the way at first, and tokens that are used by then resist.
       hard_share: of the rows in training that are read as after a hard deletion, as the source allows: a model that has
         only met soft deletion can live by the gates of tokens that are kept, which count no more in the end.
       controller: of the rate; its target is not looked at.
@@ -224,11 +227,10 @@ class Deletion(Study):
     axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte written")
 
     vowels: SmallPair = SmallPair(length=16, steps=2500, rate=2e-3)
-    text: SmallPair = SmallPair(encoder=4, gate=2, length=48, batch_size=32, steps=2500, rate=2e-3)
+    text: SmallPair = SmallPair(encoder=4, gate=2, length=48, delay=0.6, steps=2500, rate=2e-3)
     typos: float = 0.05
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
-    delay: float = 1 / 3
     hard_share: float = 0.5
     controller: RateController = RateController(ki=5e-5)
     rows: int = 256
@@ -239,7 +241,6 @@ class Deletion(Study):
         super().check()
         for rate in (self.vowel_rate, *self.rates):
             require(0 < rate < 1, f"Deletion.rates: expected shares in (0, 1), got {rate}")
-        require(0 <= self.delay < 1, f"Deletion.delay: expected a share of the steps below 1, got {self.delay}")
         require(self.rows > 0, f"Deletion.rows: expected a positive number, got {self.rows}")
 
     def arms(self) -> Sequence[Arm]:
@@ -260,7 +261,7 @@ class Deletion(Study):
             small.steps,
         )
         controller = dataclasses.replace(self.controller, target=rate.get(arm.label, 0.5))
-        delay = round(self.delay * small.steps)
+        delay = round(small.delay * small.steps)
         chunk = jax.jit(functools.partial(_steps, trainer, controller if gated else None, delay), donate_argnums=0)
 
         def run(seed: int) -> Iterator[Found]:
