@@ -205,9 +205,8 @@ def run(config: RunConfig, workdir: Path) -> list[Row]:
     def work(job: tuple[ModelSpec, int], progress: study.Report) -> None:
         spec, seed = job
         trainer = Trainer(Decoder(spec), NextToken(), config.optimizer, config.steps)
-        chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
         loader = Loader(rows(text.train, config.context + config.ahead, "pack"), config.batch_size, seed=seed)
-        params = trainer.averaged(train(trainer, chunk, loader, STEPS_PER_CALL, progress.steps))
+        params = trainer.averaged(train(trainer, loader, STEPS_PER_CALL, progress.steps))
         found.extend(compare(config, spec, decoder.unstack(params), text, seed))
         study.save(found, workdir, Row)
 

@@ -77,13 +77,12 @@ def trained(
       first: steps of the data that an earlier training has had.
     """
     trainer = Trainer(Decoder(model), NextToken(), optimizer, steps)
-    chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
     state = trainer.init(params, seed=seed)
     for stage, length in enumerate(stages):
         loader = Loader(rows(text.train, length, "pack"), max(1, config.batch_tokens // length), seed=seed)
         batches = Planted(loader, text.needle, config.needles, first)
         until = steps * (stage + 1) // len(stages)
-        state = train(trainer, chunk, batches, STEPS_PER_CALL, progress.steps, state=state, until=until)
+        state = train(trainer, batches, STEPS_PER_CALL, progress.steps, state=state, until=until)
     return trainer.averaged(state)
 
 

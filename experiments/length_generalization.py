@@ -213,12 +213,11 @@ def run_pair(
     task = encoding.task(study.task)
     model = Decoder(model_spec(config, encoding))
     trainer = Trainer(model, NextToken(), config.optimizer, study.steps)
-    chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
     size = task.tokens_bound(task.train_lengths[1]) - 1
     loader = Loader(task, config.batch_size, collate=lambda rows: training_batch(rows, size))
     for seed in seeds:
         began = time.monotonic()
-        state = train(trainer, chunk, dataclasses.replace(loader, seed=seed), config.steps_per_call, progress.steps)
+        state = train(trainer, dataclasses.replace(loader, seed=seed), config.steps_per_call, progress.steps)
         params = trainer.averaged(state)
         scores = evaluate(model, params, task, config.eval_examples, seed)
         rows = [report.Row(study.name, encoding.label, seed, length, score) for length, score in scores.items()]

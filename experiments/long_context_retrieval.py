@@ -183,10 +183,9 @@ def run_one(config: RunConfig, arm: Arm, seed: int, report_steps: Callable[[int,
     """Trains and tests one model."""
     task = config.task
     trainer = Trainer(Decoder(arm.model), NextToken(), config.optimizer, config.steps)
-    chunk = jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
     size = task.tokens_bound(task.train_lengths[1]) - 3  # no <sep>, no <eos>; the last token is only predicted
     loader = Loader(task, config.batch_size, seed=seed, collate=lambda rows: recall_batch(task, rows, size))
-    params = trainer.averaged(train(trainer, chunk, loader, config.steps_per_call, report_steps))
+    params = trainer.averaged(train(trainer, loader, config.steps_per_call, report_steps))
     return [report.Row(arm.label, seed, *found) for found in evaluate(config, arm, params)]
 
 

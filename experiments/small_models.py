@@ -33,7 +33,6 @@ def training_batch(rows: list[Any], length: int) -> dict[str, np.ndarray]:
 
 def train(
     trainer: Trainer,
-    chunk: Callable[..., Any],
     batches: Batches,
     steps_per_call: int,
     report_steps: Callable[[int, Any], None],
@@ -44,8 +43,7 @@ def train(
     """Trains one model.
 
     Args:
-      trainer: of the model.
-      chunk: the compiled scan of `Trainer.step` over a stack of batches; it takes the state's memory.
+      trainer: of the model; its steps are compiled once for all runs.
       batches: by step.
       steps_per_call: how many steps are fused.
       report_steps: told how many more are done, and their stacked metrics.
@@ -59,7 +57,7 @@ def train(
         steps = range(start, min(start + steps_per_call, stop))
         found = [batches(step) for step in steps]
         stacked = {name: np.stack([b[name] for b in found]) for name in found[0]}
-        state, metrics = chunk(state, stacked)
+        state, metrics = trainer.steps(state, stacked)
         trainer.optimizer.stop_if_stuck(int(metrics["skipped_in_a_row"][-1]), steps[-1] + 1)
         report_steps(len(steps), metrics)
     assert state is not None

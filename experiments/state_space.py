@@ -17,9 +17,7 @@ import functools
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
 from absl import flags
 
 from experiments import flags as config_flags
@@ -52,19 +50,18 @@ class Runs:
         self.model = Decoder(arm.model)
         places = arm.task.tokens_bound(arm.task.train_lengths[1]) - 1
         self.loader = Loader(arm.task, arm.batch_size, collate=lambda rows: batch_of(arm, rows, places))
-        self.compiled: dict[float, tuple[Trainer, Any]] = {}
+        self.trainers: dict[float, Trainer] = {}
 
     def __call__(self, rate: float, seed: int) -> list[report.Row]:
         """One training, read at each of the study's times."""
         config, arm = self.config, self.arm
-        if rate not in self.compiled:
-            trainer = Trainer(self.model, NextToken(), optimizer_at(config, rate), arm.steps)
-            self.compiled[rate] = trainer, jax.jit(functools.partial(jax.lax.scan, trainer.step), donate_argnums=0)
-        trainer, chunk = self.compiled[rate]
+        if rate not in self.trainers:
+            self.trainers[rate] = Trainer(self.model, NextToken(), optimizer_at(config, rate), arm.steps)
+        trainer = self.trainers[rate]
         loader, state, rows = dataclasses.replace(self.loader, seed=seed), trainer.init(seed=seed), []
         for reading in range(1, config.readings + 1):
             until = arm.steps * reading // config.readings
-            state = train(trainer, chunk, loader, config.steps_per_call, self.progress.steps, state=state, until=until)
+            state = train(trainer, loader, config.steps_per_call, self.progress.steps, state=state, until=until)
             found = READERS[config.study](config, arm, self.model, trainer.averaged(state))
             rows += [report.Row(arm.part, arm.label, f"{rate:g}", seed, until, *one) for one in found]
         return rows

@@ -41,14 +41,14 @@ from jaxlm.model.encode import Encoded, encode
 from jaxlm.model.encoder_decoder import Transducer
 from jaxlm.model.encoder_decoder_spec import EncoderDecoderSpec
 from jaxlm.model.spec import Block, Group, ModelSpec
-from jaxlm.objective.gated_deletion import Control, GatedDeletion, RateController
+from jaxlm.objective.gated_deletion import GatedDeletion, RateController
 from jaxlm.objective.sequence_to_sequence import SequenceToSequence
 from jaxlm.position.t5_bias import T5Bias
 from jaxlm.tokenize.base import BOS, EOS
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.optimizer import Optimizer
 from jaxlm.train.schedule import Schedule
-from jaxlm.train.step import Trainer, TrainState
+from jaxlm.train.step import Trainer
 
 VOWELS, TEXT = "vowels", "text"
 NO_GATE, GATE, RANDOM = "no gate", "gate", "random"
@@ -191,18 +191,6 @@ def hard(spec: EncoderDecoderSpec, params: Params, source: jax.Array, capacity: 
     return encode(spec, params, source, delete="hard", capacity=capacity, keep=keep)
 
 
-class Controlled(NamedTuple):
-    """A run and the controller of its rate."""
-
-    run: TrainState
-    control: Control
-    alpha: Any
-
-    @property
-    def step(self) -> Any:
-        return self.run.step
-
-
 @dataclasses.dataclass(frozen=True)
 class Deletion(Study):
     """The study of deletion.
@@ -249,28 +237,24 @@ class Deletion(Study):
 
     def runner(self, arm: Arm, progress: frame.Report) -> Run:
         small = self.vowels if arm.part == VOWELS else self.text
-        rate = {GATE: self.vowel_rate, RANDOM: self.vowel_rate} | {_percent(rate): rate for rate in self.rates}
+        rate = {GATE: self.vowel_rate} | {_percent(rate): rate for rate in self.rates}
         model = Transducer(small.spec(arm.label != NO_GATE))
-        inner = RandomDeletion(rate=self.vowel_rate) if arm.label == RANDOM else SequenceToSequence()
-        gated = arm.label not in (NO_GATE, RANDOM)
+        objective: Any = RandomDeletion(rate=self.vowel_rate) if arm.label == RANDOM else SequenceToSequence()
+        if arm.label not in (NO_GATE, RANDOM):
+            controller = dataclasses.replace(self.controller, target=rate[arm.label])
+            delay = round(small.delay * small.steps)
+            objective = GatedDeletion(controller=controller, delay=delay, hard_share=self.hard_share, inner=objective)
         schedule = Schedule("cosine", small.rate, warmup=0.05, final_fraction=0.05)
         trainer = Trainer(
             model,
-            GatedDeletion(hard_share=self.hard_share, inner=inner) if gated else inner,
+            objective,
             Optimizer(schedule=schedule, b2=0.95, weight_decay=0.1, clip_norm=1.0),
             small.steps,
         )
-        controller = dataclasses.replace(self.controller, target=rate.get(arm.label, 0.5))
-        delay = round(small.delay * small.steps)
-        chunk = jax.jit(functools.partial(_steps, trainer, controller if gated else None, delay), donate_argnums=0)
 
         def run(seed: int) -> Iterator[Found]:
-            start: Any = Controlled(trainer.init(seed=seed), Control(jnp.zeros(()), jnp.zeros(())), jnp.zeros(()))
-            state: Any = train(
-                trainer, chunk, self._batches(arm.part, seed, False), small.steps_per_call, progress.steps, state=start
-            )
-            params = trainer.averaged(state.run)
-            yield from self._read(arm, model, params, seed)
+            state = train(trainer, self._batches(arm.part, seed, False), small.steps_per_call, progress.steps)
+            yield from self._read(arm, model, trainer.averaged(state), seed)
 
         return run
 
@@ -353,23 +337,6 @@ class Deletion(Study):
 
 def _percent(rate: float) -> str:
     return f"{100 * rate:g} %"
-
-
-def _steps(trainer: Trainer, controller: RateController | None, delay: int, start: Controlled, batches: Any) -> Any:
-    """Training steps; after ``delay`` of them each has the price of a kept token that the one before led to."""
-
-    def step(at: Controlled, batch: Any) -> tuple[Controlled, Any]:
-        if controller is None:
-            run, metrics = trainer.step(at.run, batch)
-            return Controlled(run, at.control, at.alpha), metrics
-        rows = len(batch["source"])
-        run, metrics = trainer.step(at.run, {**batch, "alpha": jnp.full((rows,), at.alpha)})
-        control, alpha = controller(at.control, metrics["deleted"])
-        begun = run.step > delay
-        control = jax.tree.map(lambda new, old: jnp.where(begun, new, old), control, at.control)
-        return Controlled(run, control, jnp.where(begun, alpha, at.alpha)), metrics
-
-    return jax.lax.scan(step, start, batches)
 
 
 @functools.partial(jax.jit, static_argnums=0)

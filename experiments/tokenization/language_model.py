@@ -7,7 +7,6 @@ longer tokens mean shorter rows, and one with a larger vocabulary is neither sho
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -107,7 +106,6 @@ class Training:
         self.small, self._batches, self._report = small, batches, progress
         self.model = Decoder(small.spec(vocab_size))
         self._trainer = Trainer(self.model, objective, small.optimizer(), small.steps)
-        self._chunk = jax.jit(functools.partial(jax.lax.scan, self._trainer.step), donate_argnums=0)
 
     def begin(self, seed: int, params: Params) -> Any:
         """The state before the first step from given parameters, which are copied."""
@@ -115,10 +113,8 @@ class Training:
 
     def __call__(self, seed: int, until: int | None = None, state: Any = None) -> tuple[Params, Any]:
         """Parameters after ``until`` steps (all of them if None), and the state to go on from."""
-        call = self.small.steps_per_call
-        state = train(
-            self._trainer, self._chunk, self._batches(seed), call, self._report.steps, state=state, until=until
-        )
+        call, batches = self.small.steps_per_call, self._batches(seed)
+        state = train(self._trainer, batches, call, self._report.steps, state=state, until=until)
         return self._trainer.averaged(state), state
 
     def readings(self, seed: int, number: int) -> Iterator[tuple[int, Params]]:

@@ -23,50 +23,15 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-@dataclasses.dataclass(frozen=True)
-class GatedDeletion(Spec):
-    """The loss of another objective, and a price of every token that the gate keeps.
-
-    Attributes:
-      alpha: factor of the mean gate, where the batch has no ``alpha`` of its own, one number [B] a row and the same for
-        all (what a `RateController` says).
-      hard_share: of the rows of a batch in training, drawn anew each time, are read as after a hard deletion: in the
-        others a kept token's gate still counts, and a model can come to live by that.
-      inner: the other objective.
-    """
-
-    paper: ClassVar[str] = "Kallini et al. 2024, MrT5: Dynamic Token Merging for Efficient Byte-level Language Models"
-
-    alpha: float = 0.0
-    hard_share: float = 0.0
-    inner: Any = slot("objective", "sequence_to_sequence")
-
-    def check(self) -> None:
-        require(self.alpha >= 0, f"GatedDeletion.alpha: expected a number >= 0, got {self.alpha}")
-        require(0 <= self.hard_share <= 1, f"GatedDeletion.hard_share: expected a share of rows, got {self.hard_share}")
-
-    def prepare(self, batch: Batch, rng: jax.Array) -> Batch:
-        return {**batch, **self.inner.prepare(batch, rng)}
-
-    def loss(self, model: ModelFn, params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """The inner loss and the gate's, each times the batch's weight; ``gate`` and ``deleted`` are among the metrics.
-
-        Raises `ConfigError` for a model without a gate.
-        """
-        if self.hard_share and rng is not None:
-            rows = jax.random.bernoulli(jax.random.fold_in(rng, _ROWS), self.hard_share, batch["source"].shape[:1])
-            batch = {**batch, "hard_rows": rows}
-        total, metrics = self.inner.loss(model, params, batch, rng)
-        require("gate" in metrics, "GatedDeletion: the model has no DeleteGate")
-        alpha = jnp.mean(batch["alpha"]) if "alpha" in batch else self.alpha
-        return total + alpha * metrics["gate"][0], metrics
-
-
 class Control(NamedTuple):
     """The state of a controller: what is proportional to the errors of late, and the sum of all."""
 
     p: jax.Array | float = 0.0
     i: jax.Array | float = 0.0
+
+    @property
+    def alpha(self) -> jax.Array:
+        return jnp.maximum(0.0, self.p + self.i)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +51,79 @@ class RateController(Spec):
         require(0 < self.target < 1, f"RateController.target: expected a share of tokens in (0, 1), got {self.target}")
         require(self.kp >= 0 and self.ki >= 0, f"RateController: expected gains >= 0, got {self.kp} and {self.ki}")
 
-    def __call__(self, state: Control, deleted: jax.Array | float) -> tuple[Control, jax.Array]:
-        """The next state, and alpha for the next step, from the share that was deleted in this one."""
+    def __call__(self, state: Control, deleted: jax.Array | float) -> Control:
+        """The next state, whose alpha is for the next step, from the share that was deleted in this one."""
         error = self.target - deleted
-        state = Control(0.9 * state.p + 0.1 * self.kp * error, state.i + self.ki * error)
-        return state, jnp.maximum(0.0, state.p + state.i)
+        return Control(0.9 * state.p + 0.1 * self.kp * error, state.i + self.ki * error)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedDeletion(Spec):
+    """The loss of another objective, and a price of every token that the gate keeps.
+
+    Attributes:
+      alpha: factor of the mean gate, where no controller sets it.
+      controller: of the rate, which sets alpha from step to step, or None.
+      delay: steps before the controller begins; until then alpha is 0. The gate opens all the way in that time, and
+        tokens that are used by the end of it resist.
+      hard_share: of the rows of a batch in training, drawn anew each time, are read as after a hard deletion: in the
+        others a kept token's gate still counts, and a model can come to live by that.
+      inner: the other objective.
+    """
+
+    paper: ClassVar[str] = "Kallini et al. 2024, MrT5: Dynamic Token Merging for Efficient Byte-level Language Models"
+
+    alpha: float = 0.0
+    controller: RateController | None = None
+    delay: int = 0
+    hard_share: float = 0.0
+    inner: Any = slot("objective", "sequence_to_sequence")
+
+    def check(self) -> None:
+        require(self.alpha >= 0, f"GatedDeletion.alpha: expected a number >= 0, got {self.alpha}")
+        require(0 <= self.hard_share <= 1, f"GatedDeletion.hard_share: expected a share of rows, got {self.hard_share}")
+        require(self.delay >= 0, f"GatedDeletion.delay: expected a number of steps >= 0, got {self.delay}")
+        require(
+            self.controller is not None or not self.delay,
+            f"GatedDeletion.delay: {self.delay} steps, but no controller that would begin after them",
+        )
+        require(
+            self.controller is None or not self.alpha,
+            f"GatedDeletion.alpha: the controller sets it; expected 0, got {self.alpha}",
+        )
+
+    def start(self) -> Any:
+        """What a run keeps (`jaxlm.train.step.Follows`): the state of the controller; () without one."""
+        return () if self.controller is None else Control(jnp.zeros(()), jnp.zeros(()))
+
+    def informed(self, batch: Batch, feedback: Any) -> Batch:
+        """The batch with ``alpha`` [B], the same for all rows, where there is a controller."""
+        if self.controller is None:
+            return batch
+        return {**batch, "alpha": jnp.full(batch["source"].shape[:1], feedback.alpha)}
+
+    def follow(self, feedback: Any, step: jax.Array, metrics: Mapping[str, jax.Array]) -> Any:
+        """The controller's next state; until the delay is over, the one before."""
+        if self.controller is None:
+            return feedback
+        following = self.controller(feedback, metrics["deleted"])
+        return jax.tree.map(lambda new, old: jnp.where(step > self.delay, new, old), following, feedback)
+
+    def prepare(self, batch: Batch, rng: jax.Array) -> Batch:
+        return {**batch, **self.inner.prepare(batch, rng)}
+
+    def loss(self, model: ModelFn, params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """The inner loss and the gate's, each times the batch's weight; ``gate``, ``deleted`` and ``alpha`` are among
+        the metrics. An ``alpha`` [B] in the batch, the same for all rows, is taken in place of the objective's. Means of
+        gates are those of the batch that is given: of each microbatch, where a batch is accumulated.
+
+        Raises `ConfigError` for a model without a gate.
+        """
+        if self.hard_share and rng is not None:
+            rows = jax.random.bernoulli(jax.random.fold_in(rng, _ROWS), self.hard_share, batch["source"].shape[:1])
+            batch = {**batch, "hard_rows": rows}
+        total, metrics = self.inner.loss(model, params, batch, rng)
+        require("gate" in metrics, "GatedDeletion: the model has no DeleteGate")
+        alpha = jnp.mean(batch["alpha"]) if "alpha" in batch else self.alpha
+        gate, weight = metrics["gate"]
+        return total + alpha * gate, {**metrics, "alpha": (alpha * weight, weight)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,29 @@ class TrainState(NamedTuple):
       seed: uint32 scalar; with the step, the source of all randomness. Traced: runs that differ in it share a compile.
       params: trained and frozen parameters; ``{"base", "lora"}`` when adapters are trained.
       optimizer: `jaxlm.train.optimizer.OptimizerState`.
+      feedback: what the objective goes by from step to step (`Follows`); () for most.
     """
 
     step: Any
     seed: Any
     params: Any
     optimizer: Any
+    feedback: Any = ()
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """An objective whose next loss depends on what this step finds, as a controlled price does."""
+
+    def start(self) -> Any:
+        """The feedback before the first step, a pytree of scalars."""
+
+    def informed(self, batch: Batch, feedback: Any) -> Batch:
+        """A step's batch, with what the loss needs of the feedback, as arrays [B, ...]."""
+        ...
+
+    def follow(self, feedback: Any, step: jax.Array, metrics: Mapping[str, jax.Array]) -> Any:
+        """The feedback after a step, from its number (of steps done) and its metrics."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +143,8 @@ class Trainer:
             adapters = self.lora.init(jax.random.fold_in(jax.random.key(seed), 1), self.model_specs)
             params = {"base": params, "lora": adapters}
         chosen, _ = split(params, self.trainable.__contains__)
-        return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed), params, self._update.init(chosen))
+        feedback = self.objective.start() if isinstance(self.objective, Follows) else ()
+        return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed), params, self._update.init(chosen), feedback)
 
     def template(self) -> TrainState:
         """The state's shapes, dtypes and (under a mesh) places, for restoring into."""
@@ -154,7 +172,8 @@ class Trainer:
 
             return jax.tree.map(lambda x: chosen if is_params(x) else everywhere, tree, is_leaf=is_params)
 
-        return TrainState(everywhere, everywhere, params, place(shapes.optimizer))
+        feedback = jax.tree.map(lambda _: everywhere, shapes.feedback)
+        return TrainState(everywhere, everywhere, params, place(shapes.optimizer), feedback)
 
     def model_params(self, params: Any) -> Any:
         """The model's own parameters, adapters merged."""
@@ -178,6 +197,9 @@ class Trainer:
         with dist.use_mesh(self.mesh):
             key = jax.random.fold_in(jax.random.key(state.seed), state.step)
             batch = self._prepared(batch, key, train=True)
+            follows = self.objective if isinstance(self.objective, Follows) else None
+            if follows is not None:
+                batch = follows.informed(batch, state.feedback)
             chosen, frozen = split(state.params, self.trainable.__contains__)
 
             def loss(chosen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -201,10 +223,22 @@ class Trainer:
                 "skipped": optimizer.skipped,
                 "skipped_in_a_row": optimizer.in_a_row,
             }
-            state = TrainState(state.step + 1, state.seed, params, optimizer)
+            done = state.step + 1
+            feedback = state.feedback
+            if follows is not None:  # a step that is skipped says nothing
+                following = follows.follow(feedback, done, metrics)
+                skipped = optimizer.in_a_row > 0
+                feedback = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), feedback, following)
+            state = TrainState(done, state.seed, params, optimizer, feedback)
             if self.mesh is not None:  # the places of the input again, so that it can be donated and one compile serves
                 state = jax.lax.with_sharding_constraint(state, self.shardings())
             return state, metrics
+
+    @functools.cached_property
+    def steps(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+        """`step` over batches stacked in a first axis, compiled, in one call of the device, which takes the state's
+        memory; metrics are stacked, too. For small models, whose steps take less time than a call."""
+        return jax.jit(functools.partial(jax.lax.scan, self.step), donate_argnums=0)
 
     def evaluate(self, params: Any, batch: Batch, seed: int | jax.Array = 0) -> dict[str, tuple[jax.Array, jax.Array]]:
         """``{name: (sum, weight)}`` of the objective on a batch, the model in evaluation mode."""

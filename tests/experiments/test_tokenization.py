@@ -7,10 +7,8 @@ import json
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +26,6 @@ from experiments.tokenization.texts import with_typos
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.errors import ConfigError
 from jaxlm.decode.token_healing import healed_next_byte
-from jaxlm.objective.gated_deletion import Control, RateController
 from jaxlm.tokenize.bpe import BpeTokenizer
 
 
@@ -220,24 +217,3 @@ def test_typos_are_to_be_corrected():
     changed = source != target[:, :-1]
     assert 0.1 < changed.mean() < 0.2  # .2 of the letters, which are .8 of the bytes
     np.testing.assert_array_equal(deletion.Typos(text, 0.2, 40, 16, seed=3)(5)["source"], source)
-
-
-def test_tokens_cost_nothing_before_the_delay_is_over():
-    """The price in each step's batch, by a trainer that only counts; afterwards the controller's."""
-
-    class Run(NamedTuple):
-        step: jax.Array
-
-    class Counting:
-        def step(self, run, batch):
-            return Run(run.step + 1), {"deleted": jnp.zeros(()), "price": batch["alpha"][0]}
-
-    controller, delay, none = RateController(target=0.5), 3, jnp.zeros(())
-    start = deletion.Controlled(Run(jnp.zeros((), jnp.int32)), Control(none, none), none)
-    _, metrics = deletion._steps(Counting(), controller, delay, start, {"source": jnp.zeros((7, 2, 4))})
-    expected, state = [0.0] * (delay + 1), Control()
-    for _ in range(7 - len(expected)):
-        state, alpha = controller(state, 0.0)
-        expected.append(float(alpha))
-    np.testing.assert_allclose(metrics["price"], expected, rtol=1e-6)
-    assert expected[-1] > expected[-2] > 0

@@ -124,5 +124,5 @@ def test_the_controller(golden):
     for case in found:
         controller, state = RateController(case["target"], case["kp"], case["ki"]), Control()
         for rate, expected in zip(case["deletion_rates"], case["coefficients"], strict=True):
-            state, alpha = controller(state, rate)
-            assert float(alpha) == pytest.approx(expected, rel=1e-6)
+            state = controller(state, rate)
+            assert float(state.alpha) == pytest.approx(expected, rel=1e-6)
