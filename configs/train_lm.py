@@ -12,17 +12,28 @@ larger rotary base (Xiong et al. 2023), documents that see only themselves, as m
     python -m experiments.train_lm --config=configs/train_lm.py:longer --config.start=runs/lm --workdir=runs/long
     python -m experiments.train_lm --config=configs/train_lm.py:longest --config.start=runs/long --workdir=runs/longest
 
+`patches` is `small` with layers that see patches of bytes, cut where the next byte is hard to tell (BLT), by a table of
+counts or by a model of bytes such as `small`; the second command prints the threshold for a mean length, the third may
+have it as --config.model.patcher.args.threshold:
+
+    python -m experiments.entropy_model --out=runs/entropies.npy
+    python -m experiments.entropy_model --model=runs/lm --mean_bytes=4.5
+    python -m experiments.train_lm --config=configs/train_lm.py:patches --config.entropies=runs/lm --workdir=runs/bytes
+
 Hardware and wall time: `smoke` under 60 s and `small` some ten minutes on 2 CPU cores; `gpu` on one GPU of 80 GB; `tpu`
 on a slice of TPUs, whose chips must divide the batch of 256 rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from experiments.train_lm import Data, RunConfig
 from jaxlm.core.errors import choose
 from jaxlm.dist.mesh import Mesh
 from jaxlm.ffn.glu import Glu
 from jaxlm.mixer.attention import Attention
+from jaxlm.model.patcher.entropy import EntropyPatcher
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.tokenize.byte import ByteTokenizer
@@ -35,13 +46,15 @@ PRESETS = {
     "small": "4 layers of width 128, 1,500 steps: Python that looks like Python, in minutes on 2 CPU cores",
     "longer": "`small`, continued on rows of 1,024 bytes with base 500,000; --config.start names the run to continue",
     "longest": "`longer`, continued on rows of 4,096 bytes; --config.start names it",
+    "patches": "`small` on patches that end where the next byte is hard to tell; --config.entropies says by what",
     "gpu": "12 layers of width 768, bfloat16, rows of 1,024 bytes, one GPU",
     "tpu": "24 layers of width 1,024, bfloat16, rows of 2,048 bytes, parameters sharded over all chips",
 }
 
 
 def get_config(preset: str = "small") -> RunConfig:
-    presets = {"smoke": _smoke, "small": _small, "longer": _longer, "longest": _longest, "gpu": _gpu, "tpu": _tpu}
+    presets = {"smoke": _smoke, "small": _small, "longer": _longer, "longest": _longest, "patches": _patches}
+    presets |= {"gpu": _gpu, "tpu": _tpu}
     return presets[choose("preset", preset, PRESETS)]()
 
 
@@ -79,6 +92,12 @@ def _longer(length: int = 1024, batch_size: int = 4) -> RunConfig:
 
 def _longest() -> RunConfig:
     return _longer(4096, 1)
+
+
+def _patches() -> RunConfig:
+    patcher = EntropyPatcher(width=128, patches_per_byte=0.4, threshold=2.2)
+    small = _small()
+    return dataclasses.replace(small, model=dataclasses.replace(small.model, patcher=patcher))
 
 
 def _gpu() -> RunConfig:

@@ -27,12 +27,15 @@ from experiments import train_lm_report as report
 from jaxlm.core.config import Spec, differences, require, slot, to_dict
 from jaxlm.core.errors import choose
 from jaxlm.core.params import flatten
+from jaxlm.core.params import initialize as initial_values
 from jaxlm.data.loader import Loader
 from jaxlm.data.pack import LAYOUTS, TokenStream, rows
 from jaxlm.data.text import Corpus, read
 from jaxlm.dist.processes import initialize
 from jaxlm.model import decoder
 from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.patcher import entropy_table
+from jaxlm.model.patcher.entropy import EntropyPatcher, install
 from jaxlm.model.spec import ModelSpec
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.config import TrainConfig
@@ -90,6 +93,8 @@ class RunConfig(Spec):
       train: for how long and how.
       data: from what.
       start: the workdir of another run whose parameters this one starts from; empty for fresh ones.
+      entropies: what an entropy patcher cuts by: a table of `experiments.entropy_model`, or the workdir of a run whose
+        model of bytes the patcher takes in; empty for another patcher, or those of ``start``.
     """
 
     model: ModelSpec = ModelSpec(vocab_size=ByteTokenizer().vocab_size)
@@ -97,6 +102,7 @@ class RunConfig(Spec):
     train: TrainConfig = TrainConfig()
     data: Data = Data()
     start: str = ""
+    entropies: str = ""
 
     def check(self) -> None:
         marks = () if self.model.edit is None else self.model.edit.marks(self.model.vocab_size)
@@ -115,10 +121,13 @@ class RunConfig(Spec):
             f"data.length {self.data.length} is beyond the {limit} positions that the model's position encoding has",
         )
         decoder.param_specs(self.model)  # says which widths do not divide
+        cuts = isinstance(self.model.patcher, EntropyPatcher)
+        require(cuts or not self.entropies, f"entropies={self.entropies}: the model has no entropy patcher")
 
 
 def main(config: RunConfig, workdir: Path) -> None:
     initialize()
+    config, entropies = _entropies(config)
     corpora = config.data.corpora()
     streams = {name: TokenStream.encode(corpus.documents, config.data.tokenizer) for name, corpus in corpora.items()}
     parts = {name: report.Part.of(corpora[name], streams[name]) for name in corpora}
@@ -137,7 +146,7 @@ def main(config: RunConfig, workdir: Path) -> None:
         evaluations={"validation": Loader(sources["validation"], size, shuffle=False, remainder="pad")},
         study=type(config),
         run={**to_dict(config), "corpus": {name: dataclasses.asdict(part) for name, part in parts.items()}},
-        params=_start(config) if config.start else None,
+        params=_parameters(config, entropies),
         profile=PROFILE.value,
     )
     if first:
@@ -151,6 +160,34 @@ def _fit(*arguments: Any, **options: Any) -> None:
         fit(*arguments, **options)
     except FloatingPointError as error:
         sys.exit(f"error: {error}")
+
+
+def _entropies(config: RunConfig) -> tuple[RunConfig, Any]:
+    """The run with the model in its entropy patcher that it names, and what that patcher's entropies come from."""
+    patcher, path = config.model.patcher, Path(config.entropies)
+    if not isinstance(patcher, EntropyPatcher):
+        return config, None
+    require(
+        config.entropies or config.start,
+        "an entropy patcher has to be given what it cuts by: --config.entropies=... names a table of "
+        "experiments.entropy_model, or the workdir of a model of bytes",
+    )
+    if not config.entropies:
+        return config, None
+    if not path.is_dir():
+        return config, entropy_table.load(path)
+    model, params = load_checkpoint(path)
+    require(isinstance(model.spec, ModelSpec), f"entropies={path}: expected a language model, got an encoder-decoder")
+    patcher = dataclasses.replace(patcher, model=model.spec)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, patcher=patcher)), params
+
+
+def _parameters(config: RunConfig, entropies: Any) -> Any:
+    """Those to begin with; None for fresh ones."""
+    if entropies is None:
+        return _start(config) if config.start else None
+    fresh = lambda: initial_values(decoder.param_specs(config.model), jax.random.key(config.train.seed))
+    return install(_start(config) if config.start else fresh(), entropies)
 
 
 def _start(config: RunConfig) -> Any:

@@ -67,6 +67,7 @@ class SmallPair(Spec):
       width, heads: of both stacks.
       encoder, decoder: layers of each.
       gate: encoder layers before the gate.
+      noise: on its logits in training.
       length: bytes of a source.
       softmax1: of all attention, as the paper recommends. The gate's number is added to logits, and what all keys have
         in common cancels in a softmax: a gate that closes for all alike costs nothing there, and here attention.
@@ -81,6 +82,7 @@ class SmallPair(Spec):
     encoder: int = 2
     decoder: int = 2
     gate: int = 1
+    noise: float = 0.0
     length: int = 32
     softmax1: bool = True
     delay: float = 1 / 3
@@ -93,7 +95,7 @@ class SmallPair(Spec):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             require(
-                isinstance(value, bool) or value > 0 or (field.name == "delay" and value == 0),
+                isinstance(value, bool) or value > 0 or (field.name in ("noise", "delay") and value == 0),
                 f"SmallPair.{field.name}: expected a positive number, got {value}",
             )
         require(self.delay < 1, f"SmallPair.delay: expected a share of the steps below 1, got {self.delay}")
@@ -112,7 +114,7 @@ class SmallPair(Spec):
             stack(layers=tuple(Group((reads,), n) for n in (self.gate, self.encoder - self.gate))),
             stack(layers=(Group(writes, self.decoder),)),
             start=START,
-            gate=DeleteGate(layer=self.gate) if gated else None,
+            gate=DeleteGate(layer=self.gate, noise=self.noise) if gated else None,
         )
 
 

@@ -21,6 +21,7 @@ from jaxlm.core.types import Params
 from jaxlm.model.decoder import Decoder, param_specs
 from jaxlm.model.patcher import entropy_table
 from jaxlm.model.patcher.base import local_layers
+from jaxlm.model.patcher.entropy import install
 from jaxlm.model.patcher.words import word_layers
 from jaxlm.model.spec import ModelSpec
 
@@ -80,7 +81,7 @@ def patcher_of(name: str, width: int, rows: jax.Array, vocab_size: int, texts: T
 def initial(spec: ModelSpec, seed: int, texts: Texts) -> Params:
     """Parameters to begin with; entropies are those of the last three bytes in the training text."""
     params = initialize(param_specs(spec), jax.random.key(seed))
-    return entropy_table.install(params, _table(texts)) if "entropies" in params.get("patcher", {}) else params
+    return install(params, _table(texts)) if "entropies" in params.get("patcher", {}) else params
 
 
 def mean_patch(model: Decoder, params: Params, rows: jax.Array) -> float:

@@ -35,7 +35,7 @@ class Segmentation(Study):
 
     Attributes:
       tokenizers: registered names, and ``"bpe_dropout"``: BPE whose merges are dropped while training.
-      vocab_size: of each but bytes.
+      vocab_size: of each but bytes and characters.
       dropout: probability that a merge is dropped.
       passes: of the training text that dropout cuts anew.
       model: the transformer.

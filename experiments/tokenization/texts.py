@@ -97,8 +97,8 @@ def in_capitals(texts: list[bytes]) -> list[bytes]:
 
 
 def make(name: str, texts: list[bytes], vocab_size: int, **args: Any) -> Tokenizer:
-    """A registered tokenizer trained on texts; ``vocab_size`` is not asked of one that has its own."""
+    """A registered tokenizer trained on texts; ``vocab_size`` is not asked of those whose size the alphabet says."""
     from jaxlm.core import registry
 
     method = registry.get("tokenizer", name)
-    return method.train(texts, **args) if name == "byte" else method.train(texts, vocab_size, **args)
+    return method.train(texts, **args) if name in ("byte", "character") else method.train(texts, vocab_size, **args)

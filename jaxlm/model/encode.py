@@ -21,6 +21,7 @@ from jaxlm.model.layers import apply_layers
 from jaxlm.model.positions import plain_positions
 
 DELETIONS = ("none", "soft", "hard")
+_NOISE = 0x6E6F6973  # folded into the key that draws a gate's noise
 GONE = -1e4  # added to the logits of what is out of reach
 
 
@@ -120,7 +121,8 @@ def from_gate(
     assert gate is not None
     segments = jnp.ones((batch, length), jnp.int32) if ctx.segment_ids is None else ctx.segment_ids
     real = segments != 0
-    values = gate(params["gate"], x, real)
+    key = jax.random.fold_in(ctx.rng, _NOISE) if ctx.train and ctx.rng is not None else None
+    values = gate(params["gate"], x, real, key)
     report, overflow = gate.report(values, real), None
     if delete == "soft":
         counts = values

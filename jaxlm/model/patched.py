@@ -2,7 +2,8 @@
 
 Parameters are those of the model's layers, which see patches, and beside them
 
-    embed/table [V, d]  patcher/{<stack>/{group_<i>/..., final_norm, ...}, <its own arrays>}  head/{kernel [d, V], bias}
+    embed/table [V, d]  patcher/{<stack>/{group_<i>/..., final_norm, ...}, <model>/{embed, group_<i>/..., ...},
+    <its own arrays>}  head/{kernel [d, V], bias}
 
 with d the patcher's width. The state holds a state for each streaming stack, one for the model's layers, whose caches
 have room for patches and not for bytes, and what the patcher must know of the bytes before (`PatchState`). At single
@@ -26,7 +27,7 @@ from jax.core import Tracer
 from jaxlm.cache.full import FullCache
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
-from jaxlm.core.params import ParamSpec, flatten, zeros
+from jaxlm.core.params import ParamSpec, flatten, map_specs, zeros
 from jaxlm.core.types import Params, Specs
 from jaxlm.ffn.base import AUXILIARY_LOSS, Aux
 from jaxlm.mixer.composite import States
@@ -78,6 +79,12 @@ def stack_specs(spec: ModelSpec) -> dict[str, ModelSpec]:
     }
 
 
+def _streaming(spec: ModelSpec) -> dict[str, ModelSpec]:
+    """What sees the bytes as they come: stacks as models, and whole models."""
+    stacks = stack_specs(spec)
+    return {name: stacks[name] for name in spec.patcher.streams if name in stacks} | spec.patcher.models()
+
+
 def _layers_alone(specs: Specs) -> Specs:
     return {name: value for name, value in specs.items() if name not in ("embed", "head")}
 
@@ -87,11 +94,13 @@ def param_specs(spec: ModelSpec) -> Specs:
     patcher: Patcher = spec.patcher
     inner = decoder.param_specs(global_spec(spec))
     stacks = {name: _layers_alone(decoder.param_specs(stack)) for name, stack in stack_specs(spec).items()}
+    fixed = lambda _, leaf: dataclasses.replace(leaf, decay=False)
+    models = {name: map_specs(fixed, decoder.param_specs(model)) for name, model in patcher.models().items()}
     embed = dataclasses.replace(inner["embed"]["table"], shape=(spec.vocab_size, patcher.width))
     specs: Specs = {
         "embed": {"table": dataclasses.replace(embed, init=dataclasses.replace(embed.init, std=patcher.width**-0.5))},
         **_layers_alone(inner),
-        "patcher": {**stacks, **patcher.params(decoder.dims_of(spec))},
+        "patcher": {**stacks, **models, **patcher.params(decoder.dims_of(spec))},
     }
     head: Specs = {} if spec.tied_head else {"kernel": ParamSpec((patcher.width, spec.vocab_size), ("embed", "vocab"))}
     if spec.head_bias:
@@ -107,6 +116,7 @@ def forward_flops(spec: ModelSpec, length: int, of_decoder: Callable[[ModelSpec,
     stacks = sum(
         patcher.load(name) * one(stack, patcher.reach(name, length)) for name, stack in stack_specs(spec).items()
     )
+    stacks += sum(of_decoder(model, patcher.reach(name, length)) for name, model in patcher.models().items())
     leaves = (leaf for _, leaf in flatten(patcher.params(decoder.dims_of(spec))))
     own = sum(math.prod(leaf.full_shape) for leaf in leaves if leaf.decay and leaf.fan_in != (1,))  # less the tables
     inner = one(dataclasses.replace(global_spec(spec), tied_head=False), slots)
@@ -115,7 +125,7 @@ def forward_flops(spec: ModelSpec, length: int, of_decoder: Callable[[ModelSpec,
 
 def max_positions(spec: ModelSpec) -> int | None:
     """The longest text that all position encodings can represent, or None; the model's own count patches."""
-    limits = [decoder.max_positions(stack_specs(spec)[name]) for name in spec.patcher.streams]
+    limits = [decoder.max_positions(stream) for stream in _streaming(spec).values()]
     inner = decoder.max_positions(global_spec(spec))
     limits.append(None if inner is None else int(inner / spec.patcher.patches_per_byte))
     known = [limit for limit in limits if limit is not None]
@@ -131,11 +141,7 @@ def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict
     patcher: Patcher = spec.patcher
     limit, room = max_positions(spec), patcher.capacity(max_length)
     require(limit is None or max_length <= limit, f"length {max_length} is beyond the {limit} bytes of this model")
-    stacks = {
-        name: decoder.init_state(stack_specs(spec)[name], batch, max_length, cache)
-        for name in patcher.streams
-        if name in stack_specs(spec)
-    }
+    stacks = {name: decoder.init_state(one, batch, max_length, cache) for name, one in _streaming(spec).items()}
     stacks["model"] = decoder.init_state(global_spec(spec), batch, room + 1, cache)
     stacks["model"]["layers"] = _map_caches(
         lambda entry: dataclasses.replace(entry, cursor=jnp.zeros((batch,), jnp.int32)), stacks["model"]["layers"]
@@ -206,7 +212,7 @@ def _closed(entry: FullCache, before: FullCache, new: jax.Array) -> FullCache:
 
 
 class Stacks:
-    """Runs local stacks: those that stream with their states, which it keeps, and others without."""
+    """Runs local stacks and whole models: those that stream with their states, which it keeps, and others without."""
 
     def __init__(self, spec: ModelSpec, params: Params, states: dict[str, Any] | None, train: bool, rng: Any) -> None:
         self.spec, self.params, self.train, self.rng = spec, params, train, rng
@@ -227,14 +233,19 @@ class Stacks:
         )
 
     def stream(self, name: str, x: jax.Array, segment_ids: Any, positions: Any = None) -> jax.Array:
-        """A stack that sees all bytes as they come; one that the patcher does not have gives x."""
-        if name not in stack_specs(self.spec):
+        """A stack or model that sees all bytes as they come; one that the patcher does not have gives x."""
+        if name not in _streaming(self.spec):
             return x
-        out = self._run(name, x, segment_ids, positions, None if self.states is None else self.states[name])
+        state, model = None if self.states is None else self.states[name], self.spec.patcher.models().get(name)
+        if model is None:
+            out = self._run(name, x, segment_ids, positions, state)
+            self.reports.append(out.aux)
+        else:
+            params = jax.lax.stop_gradient(self.params[name])
+            out = decoder.forward(model, params, x, segment_ids=segment_ids, positions=positions, state=state)
         if self.states is not None:
             self.states[name] = out.state
-        self.reports.append(out.aux)
-        return out.hidden
+        return out.hidden if model is None else out.logits
 
     def alone(self, name: str, x: jax.Array, segment_ids: Any, positions: Any = None) -> jax.Array:
         """A stack that sees all it needs at once."""

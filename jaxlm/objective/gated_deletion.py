@@ -114,8 +114,8 @@ class GatedDeletion(Spec):
 
     def loss(self, model: ModelFn, params: Params, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The inner loss and the gate's, each times the batch's weight; ``gate``, ``deleted`` and ``alpha`` are among
-        the metrics. An ``alpha`` [B] in the batch, the same for all rows, is taken in place of the objective's. Means of
-        gates are those of the batch that is given: of each microbatch, where a batch is accumulated.
+        the metrics. An ``alpha`` [B] in the batch, the same for all rows, is taken in place of the objective's. Means
+        of gates are those of the batch that is given: of each microbatch, where a batch is accumulated.
 
         Raises `ConfigError` for a model without a gate.
         """

@@ -20,6 +20,7 @@ from experiments.train_lm import Data, RunConfig
 from jaxlm.core.errors import ConfigError
 from jaxlm.data.text import read
 from jaxlm.mixer.attention import Attention
+from jaxlm.model.patcher.entropy import EntropyPatcher
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
 from jaxlm.train.config import TrainConfig
@@ -184,7 +185,25 @@ def test_bytes_that_are_not_text(tmp_path):
     assert len(read_jsonl(tmp_path / "run/metrics.jsonl")) == 2
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small", "longer", "longest", "gpu", "tpu"])
+def test_patches_by_the_entropies_of_another_run(corpus, finished, tmp_path):
+    """The patcher takes in that run's model, which training leaves as it is; a run resumed names it again."""
+    patcher = EntropyPatcher(width=8, heads=2, max_bytes=4, ngrams=(2,), ngram_buckets=32, threshold=5.0)
+    config = config_of(corpus, model=dataclasses.replace(SMALL, patcher=patcher), entropies=str(finished))
+    for _ in range(2):
+        train_lm.main(config, tmp_path)
+    theirs, params = load_checkpoint(finished)
+    ours, all_params = load_checkpoint(tmp_path)
+    assert ours.spec.patcher == dataclasses.replace(patcher, model=theirs.spec)
+    jax.tree.map(np.testing.assert_array_equal, all_params["patcher"]["entropies"], params)
+    with pytest.raises(ConfigError, match="an entropy patcher has to be given what it cuts by"):
+        train_lm.main(dataclasses.replace(config, entropies=""), tmp_path)
+    with pytest.raises(ConfigError, match="no file .*nosuch"):
+        train_lm.main(dataclasses.replace(config, entropies="nosuch"), tmp_path)
+    with pytest.raises(ConfigError, match="entropies=x: the model has no entropy patcher"):
+        config_of(corpus, entropies="x")
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "longer", "longest", "patches", "gpu", "tpu"])
 def test_presets_are_complete_models(preset):
     from configs.train_lm import PRESETS, get_config
 

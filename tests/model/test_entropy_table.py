@@ -11,6 +11,7 @@ import pytest
 
 from jaxlm.core.errors import ConfigError
 from jaxlm.model.patcher import entropy_table
+from jaxlm.model.patcher.entropy import install
 
 TEXTS = [b"abracadabra abra", b"cadabra, abra!", b"", b"x"]
 SIZE, ORDER, BUCKETS = 128, 3, 4096
@@ -68,7 +69,7 @@ def test_files_and_models(tmp_path) -> None:
     np.testing.assert_array_equal(entropy_table.load(tmp_path / "e.npy"), table)
     assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
     params = {"head": 1, "patcher": {"entropies": jnp.zeros((2, 16)), "up": 2}}
-    new = entropy_table.install(params, table)
+    new = install(params, table)
     np.testing.assert_array_equal(new["patcher"]["entropies"], table)
     assert new["patcher"]["up"] == 2 and new["head"] == 1 and not params["patcher"]["entropies"].any()
 
@@ -76,7 +77,9 @@ def test_files_and_models(tmp_path) -> None:
 def test_bad_input(tmp_path) -> None:
     (tmp_path / "bad").write_bytes(b"no table")
     np.save(tmp_path / "one.npy", np.zeros(3, np.float32))
-    model = {"patcher": {"entropies": jnp.zeros((2, 16))}}
+    holds = lambda entropies: {"patcher": {"entropies": entropies}}
+    model, other = holds(jnp.zeros((2, 16))), np.zeros((3, 16), np.float32)
+    of_a_model = holds({"head": {"kernel": jnp.zeros((4, 5))}})
     for call, match in [
         (lambda: entropy_table.fit([], 1), "expected texts with at least one byte"),
         (lambda: entropy_table.fit([[300]], 1), r"text 0: symbol \[300\] is outside 0..255"),
@@ -85,8 +88,11 @@ def test_bad_input(tmp_path) -> None:
         (lambda: entropy_table.load(tmp_path / "none"), "no file"),
         (lambda: entropy_table.load(tmp_path / "bad"), "is no table"),
         (lambda: entropy_table.load(tmp_path / "one.npy"), "is no table"),
-        (lambda: entropy_table.install(model, np.zeros((3, 16), np.float32)), "of order 2 and 16 buckets; the model's"),
-        (lambda: entropy_table.install({}, np.zeros((3, 16), np.float32)), "patcher has no entropies"),
+        (lambda: install(model, other), "a table of order 1 and 16 buckets, got order 2 and 16"),
+        (lambda: install(model, {"head": other}), "a table of order 1 and 16 buckets, got a model"),
+        (lambda: install(of_a_model, {"head": {"kernel": other}}), "not the parameters of .*: head/kernel differ"),
+        (lambda: install(of_a_model, other), "not the parameters of"),
+        (lambda: install({}, other), "patcher has no entropies"),
     ]:
         with pytest.raises(ConfigError, match=match) as caught:
             call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model import decoder, patched, patcher
+from jaxlm.model import decoder, patched
 from jaxlm.model.patcher import entropy_table
 from jaxlm.model.spec import ModelSpec
 from tests.model.test_patchers import CASES, LOCAL, spec_of
@@ -103,8 +104,29 @@ def routing() -> tuple[Hand, Any]:
     return hand, hand.stack("decoder", np.stack(x))
 
 
-def entropy() -> tuple[Hand, Any]:
-    hand = Hand("entropy", threshold=0.35)
+def of_table(hand: Hand) -> list[float]:
+    """Nats after each byte: those of the longest context that the table knows."""
+    own, table, found = hand.patcher, hand.p["entropies"], []
+    for t in range(len(TEXT)):
+        found.append(max(float(table[0, 0]), 0.0))
+        for j in range(1, min(own.order, t + 1) + 1):
+            last = [TEXT[t - i : t - i + 1] for i in range(j)]
+            if (nats := float(table[j, entropy_table.bucket(last, own.buckets)[0]])) >= 0:
+                found[-1] = nats
+    return found
+
+
+def of_model(hand: Hand) -> list[float]:
+    """Nats after each byte, of the language model by itself."""
+    own = decoder.Decoder(hand.patcher.model)(hand.params["patcher"]["entropies"], jnp.asarray(TEXT[None])).logits
+    assert own is not None
+    p = np.exp(np.asarray(own[0], np.float64))
+    p /= p.sum(-1, keepdims=True)
+    return (-p * np.log(p)).sum(-1).tolist()
+
+
+def entropy(name: str, threshold: float, entropies: Callable[[Hand], list[float]]) -> tuple[Hand, Any]:
+    hand = Hand(name, threshold=threshold)
     own, p = hand.patcher, hand.p
     embedded = []
     for t in range(len(TEXT)):
@@ -116,12 +138,7 @@ def entropy() -> tuple[Hand, Any]:
         embedded.append(e / (len(own.ngrams) + 1))
     h = hand.stack("encoder", np.stack(embedded))
     patches, current = [], []
-    for t in range(len(TEXT)):
-        nats = max(float(p["entropies"][0, 0]), 0.0)
-        for j in range(1, own.order + 1):
-            last = [TEXT[t - i : t - i + 1] for i in range(j)] if t + 1 >= j else []
-            if last and (found := float(p["entropies"][j, entropy_table.bucket(last, own.buckets)[0]])) >= 0:
-                nats = found
+    for t, nats in enumerate(entropies(hand)):
         current.append(t)
         if t == 0 or nats > own.threshold or len(current) == own.max_bytes:
             patches.append(current)
@@ -186,11 +203,15 @@ def hierarchical() -> tuple[Hand, Any]:
     return hand, np.concatenate(x)
 
 
-BY_HAND = {f.__name__: f for f in (fixed_stride, space_byte, routing, entropy, word_pooled, hierarchical)}
+BY_HAND = {f.__name__: f for f in (fixed_stride, space_byte, routing, word_pooled, hierarchical)}
+BY_HAND |= {
+    "entropy": lambda: entropy("entropy", 0.35, of_table),
+    "entropy of a model": lambda: entropy("entropy of a model", 5.073, of_model),
+}
 
 
 def test_the_list_has_every_registered_patcher() -> None:
-    assert set(BY_HAND) == set(CASES) == set(patcher.METHODS)
+    assert set(BY_HAND) == set(CASES)
     assert LOCAL < spec_of("routing").width
 
 

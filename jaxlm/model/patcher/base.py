@@ -148,7 +148,8 @@ class Answer(NamedTuple):
 
 
 class Run(Protocol):
-    """Runs one of the patcher's stacks of local layers on x [B, T, d]."""
+    """Runs one of the patcher's stacks of local layers on x [B, T, d], or one of its `models` on bytes, int32 [B, T],
+    which gives logits [B, T, V]."""
 
     def __call__(
         self, name: str, x: jax.Array, segment_ids: jax.Array | None, positions: jax.Array | None = None
@@ -173,8 +174,6 @@ class Patcher(Spec):
     """
 
     paper: ClassVar[str] = ""
-    streams: ClassVar[tuple[str, ...]] = ("decoder",)  # the stacks that have a state
-
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # published sizes, as fields
 
     width: int = 64
@@ -235,6 +234,15 @@ class Patcher(Spec):
         """Local layers by name; ``streams`` has those that see the bytes as they come, the others are run in `down`."""
         return {"decoder": self.decoder}
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The stacks that have a state."""
+        return ("decoder",)
+
+    def models(self) -> dict[str, ModelSpec]:
+        """Whole language models by name, which see the bytes as they come, too, and which training leaves alone."""
+        return {}
+
     def reach(self, name: str, length: int) -> int:
         """How many bytes a stack sees at once in a text of ``length``, to count FLOPs."""
         return length
@@ -279,9 +287,11 @@ class WithEncoder(Patcher):
       encoder: local layers before the model's.
     """
 
-    streams: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-
     encoder: tuple[Group, ...] = local_layers()
 
     def stacks(self) -> dict[str, tuple[Group, ...]]:
         return {"encoder": self.encoder, "decoder": self.decoder} if self.encoder else {"decoder": self.decoder}
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("encoder", "decoder")

@@ -7,30 +7,36 @@
 
 The entropy H_t of the byte after t, in nats, from a small model of bytes, ends a patch at t by one of three rules
 (`boundaries.entropy_ends`): H_t > threshold; H_t - H_(t-1) > threshold_add; both. Patches longer than ``max_bytes`` are
-cut, and the cuts counted (``long_patches``). Here the small model counts the last k bytes (`entropy_table`); it is data
-that training leaves alone, looked up in float32, so patches are the same in training and in generation.
+cut, and the cuts counted (``long_patches``). The small model is a language model, as in the paper, or counts of the
+last k bytes (`entropy_table`), which cost nothing to look up. Either is data that training leaves alone, in float32
+unless the model says otherwise, so patches are the same in training and in generation.
 
-Learned: E_n, the projections and cross-attentions. Not learned: the entropies; before `entropy_table.install` all are 0
-and patches have ``max_bytes``. Claimed: matches Llama 3 at 8B and 4T bytes with up to half the FLOPs of inference.
+Learned: E_n, the projections and cross-attentions. Not learned: the entropies, which `install` puts in; before that
+those of a table are all 0, and patches have ``max_bytes``. Claimed: matches Llama 3 at 8B and 4T bytes with up to half
+the FLOPs of inference.
 Published: threshold 1.3354 (patches of 4.5 bytes); not verified: n = 3..8, window 512.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import choose
-from jaxlm.core.params import Normal, ParamSpec, zeros
+from jaxlm.core.params import Normal, ParamSpec, flatten, zeros
 from jaxlm.core.types import Dims, Params, Specs
 from jaxlm.model.patcher.base import Answer, Reading, Row, Run, Slots, WithEncoder, at, local_layers, projection
 from jaxlm.model.patcher.boundaries import RULES, entropy_ends, run_index
 from jaxlm.model.patcher.cross import cross, cross_params, read_patches
 from jaxlm.model.patcher.entropy_table import bucket, look_up
+from jaxlm.model.spec import ModelSpec
 from jaxlm.ops.dense import dense
 
 
@@ -42,6 +48,7 @@ class EntropyPatcher(WithEncoder):
       rule: ``"global"``, ``"monotonic"`` or ``"combined"``.
       threshold: nats; threshold_add: nats, of a rise.
       max_bytes: the longest patch.
+      model: the small language model; None for the table of counts.
       order: k, how many bytes the entropies know; buckets: entries of their table for each order up to k.
       ngrams: the n of hashed embeddings; ngram_buckets: rows of each.
       heads: of the cross-attentions; pieces: k, the vectors that bytes read of a patch.
@@ -62,6 +69,7 @@ class EntropyPatcher(WithEncoder):
     threshold: float = 1.3354
     threshold_add: float = 0.0
     max_bytes: int = 16
+    model: ModelSpec | None = None
     order: int = 3
     buckets: int = 65536
     ngrams: tuple[int, ...] = (3, 4, 5)
@@ -79,15 +87,30 @@ class EntropyPatcher(WithEncoder):
         require(self.order >= 0, f"EntropyPatcher.order: expected 0 or more, got {self.order}")
         require(min(self.ngrams, default=1) > 0, f"EntropyPatcher.ngrams: expected positive sizes, got {self.ngrams}")
 
+    def check_model(self, spec: ModelSpec) -> None:
+        super().check_model(spec)
+        if self.model is None:
+            return
+        require(
+            self.model.vocab_size == spec.vocab_size,
+            f"EntropyPatcher.model.vocab_size: expected that of the whole model, {spec.vocab_size}, got "
+            f"{self.model.vocab_size}",
+        )
+        require(self.model.patcher is None, "EntropyPatcher.model.patcher: expected none, a model of bytes alone")
+
     @property
     def history(self) -> int:
         return max(self.order, *self.ngrams, 1) - 1
 
+    def models(self) -> dict[str, ModelSpec]:
+        return {} if self.model is None else {"entropies": self.model}
+
     def params(self, dims: Dims) -> Specs:
         width = self.width
         table = ParamSpec((self.ngram_buckets, width), (None, "embed"), Normal(width**-0.5), (1,))
+        counts = ParamSpec((self.order + 1, self.buckets), (None, None), zeros, decay=False)
         return {
-            "entropies": ParamSpec((self.order + 1, self.buckets), (None, None), zeros, decay=False),
+            **({"entropies": counts} if self.model is None else {}),
             **{f"ngram_{n}": table for n in self.ngrams},
             "pool_norm": self.norm.params(width),
             "pool": cross_params(width, self.heads, dims.width),
@@ -113,9 +136,15 @@ class EntropyPatcher(WithEncoder):
             x = x + jnp.where(known[..., None], rows, 0).astype(x.dtype)
         return x / (len(self.ngrams) + 1)
 
+    def _after(self, p: Params, row: Row, run: Run) -> jax.Array:
+        """Nats after each byte, float32 [B, L]."""
+        if self.model is None:
+            table = jax.lax.stop_gradient(p["entropies"])
+            return look_up(table, [row.back(i) for i in range(self.order)], row.positions)
+        return entropy(run("entropies", row.tokens, row.documents))
+
     def read(self, p: Params, row: Row, state: dict[str, jax.Array], run: Run) -> Reading:
-        table = jax.lax.stop_gradient(p["entropies"])
-        after = look_up(table, [row.back(i) for i in range(self.order)], row.positions)
+        after = self._after(p, row, run)
         ends = row.real & entropy_ends(
             self.rule,
             after,
@@ -154,6 +183,36 @@ class EntropyPatcher(WithEncoder):
         asked = self.norm(p["read_norm"], reading.x)
         x = reading.x + read_patches(p["read"], asked, dense(answer.y, p["up"]), answer)
         return run("decoder", x, row.documents)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Nats, float32 [...], of logits [..., V]."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    return -jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), log_p, 0), -1)
+
+
+def install(params: Params, entropies: NDArray[np.float32] | Params) -> dict[str, Any]:
+    """Parameters of a model with an `EntropyPatcher`, with the entropies of a table (`entropy_table`), or of a language
+    model, by its parameters as `jaxlm.load_checkpoint` gives them.
+
+    Raises `ConfigError` for a table of another order or number of buckets, and for parameters of another model.
+    """
+    patcher = params.get("patcher", {})
+    require("entropies" in patcher, "install: the model's patcher has no entropies")
+    held = patcher["entropies"]
+    shapes = lambda one: {path: leaf.shape for path, leaf in flatten(one if isinstance(one, Mapping) else {"": one})}
+    ours, theirs = shapes(held), shapes(entropies)
+    if isinstance(held, Mapping):
+        odd = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+        require(not odd, f"install: not the parameters of EntropyPatcher.model: {', '.join(odd[:3])} differ")
+        taken = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), entropies, held)
+        return {**params, "patcher": {**patcher, "entropies": taken}}
+    require(
+        ours == theirs,
+        f"install: expected a table of order {held.shape[0] - 1} and {held.shape[1]} buckets, got "
+        + ("a model" if isinstance(entropies, Mapping) else f"order {len(entropies) - 1} and {entropies.shape[-1]}"),
+    )
+    return {**params, "patcher": {**patcher, "entropies": jnp.asarray(entropies)}}
 
 
 def _running_max(x: jax.Array, numbers: jax.Array) -> jax.Array:

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlm.core.config import require
-from jaxlm.core.types import Params
 
 NEVER = -1.0
 MULTIPLIER, MIXER = 0x01000193, 0x9E3779B1  # FNV's prime; 2^32 / golden ratio
@@ -112,17 +111,3 @@ def load(path: Path) -> NDArray[np.float32]:
     )
     assert isinstance(table, np.ndarray)
     return table
-
-
-def install(params: Params, table: NDArray[np.float32]) -> dict[str, Any]:
-    """Parameters of a model with an `EntropyPatcher`, with the table's entropies. Raises `ConfigError` for a table of
-    another order or number of buckets."""
-    patcher = params.get("patcher", {})
-    require("entropies" in patcher, "entropy table: the model's patcher has no entropies")
-    shape = tuple(patcher["entropies"].shape)
-    require(
-        table.shape == shape,
-        f"entropy table: of order {table.shape[0] - 1} and {table.shape[1]} buckets; the model's is of order "
-        f"{shape[0] - 1} and {shape[1]}",
-    )
-    return {**params, "patcher": {**patcher, "entropies": jnp.asarray(table)}}
