@@ -67,7 +67,8 @@ class SmallPair(Spec):
       width, heads: of both stacks.
       encoder, decoder: layers of each.
       gate: encoder layers before the gate.
-      noise: on its logits in training.
+      noise: on its logits in training. Without it, where all of a source's tokens are worth about the same, they come
+        to the threshold together and fall together, and the controller swings between none and all.
       length: bytes of a source.
       softmax1: of all attention, as the paper recommends. The gate's number is added to logits, and what all keys have
         in common cancels in a softmax: a gate that closes for all alike costs nothing there, and here attention.
@@ -217,7 +218,7 @@ class Deletion(Study):
     axes: ClassVar[tuple[str, str]] = ("share deleted", "bits per byte written")
 
     vowels: SmallPair = SmallPair(length=16, steps=2500, rate=2e-3)
-    text: SmallPair = SmallPair(encoder=4, gate=2, length=48, delay=0.6, steps=2500, rate=2e-3)
+    text: SmallPair = SmallPair(encoder=4, gate=2, noise=1.0, length=48, delay=0.6, steps=2500, rate=2e-3)
     typos: float = 0.05
     vowel_rate: float = 0.17
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)

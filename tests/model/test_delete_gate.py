@@ -142,6 +142,28 @@ def test_a_share_of_hard_rows_in_training():
     assert half not in (soft, every)
 
 
+def test_noise_is_of_training_alone():
+    """With it a token at the threshold is deleted half of the time, one far from it hardly ever."""
+    gate, p = DeleteGate(noise=1.0), {"norm": {"scale": jnp.ones(1)}, "weight": jnp.ones(1), "bias": jnp.zeros(())}
+    hidden, real = jnp.asarray([[[0.0]] * 2000, [[5.0]] * 2000]), jnp.ones((2, 2000), bool)  # its norm's logits: 0, 1
+    deleted = lambda p, key=None: np.asarray(~gate.keeps(gate(p, hidden, real, key))).mean(1)
+    np.testing.assert_array_equal(deleted({**p, "bias": jnp.float32(0.1)}), [0, 0])
+    for bias in (0.0, 2.0):
+        found = deleted({**p, "bias": jnp.float32(bias)}, jax.random.key(0))
+        np.testing.assert_allclose(found, jax.nn.sigmoid(-(bias + np.asarray([0.0, 1.0]))), atol=0.03)
+    spec = stacks(groups=2, softmax1=True, gate=DeleteGate(layer=1, noise=1.0))
+    params = params_of(SPEC)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def read(key, train):
+        return encode(spec, params, SOURCES, segments=SEGMENTS, train=train, rng=key).gate
+
+    plain = encode(SPEC, params, SOURCES, segments=SEGMENTS).gate
+    close(read(jax.random.key(0), False), plain, 1e-6)
+    one, two = (np.asarray(read(jax.random.key(i), True)) for i in range(2))
+    assert np.abs(one - plain).max() > 1 and np.abs(one - two).max() > 1
+
+
 def test_overflow_is_counted():
     params, call = model()
     _, encoded = call(params, SOURCES, TOKENS, SEGMENTS, KEEP, delete="hard", capacity=3)
@@ -248,6 +270,7 @@ def test_generation_shortens_the_source():
 BAD = {
     "DeleteGate.layer: expected fewer than the encoder's 2": lambda: stacks(gate=DeleteGate(layer=2)),
     "DeleteGate.layer: expected a positive": lambda: DeleteGate(layer=0),
+    "DeleteGate.noise: expected a number >= 0": lambda: DeleteGate(noise=-1.0),
     "DeleteGate.scale: expected a number below 0": lambda: DeleteGate(scale=30.0),
     "target: expected a share of tokens in (0, 1), got 1.0": lambda: RateController(target=1.0),
     "target: expected a share of tokens in (0, 1), got 0.0": lambda: RateController(target=0.0),
