@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from experiments import command
 from jaxlm.core.config import require
+from jaxlm.core.types import Params
 from jaxlm.data import text
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.patcher import entropy_table
@@ -124,7 +125,13 @@ def of_model(workdir: Path, rows: NDArray[np.int32]) -> jax.Array:
         isinstance(model, LanguageModel) and size is not None and 256 <= size <= MOST_TOKENS,
         f"--model={workdir}: expected a language model of bytes, with a vocabulary of 256 to {MOST_TOKENS}, got {size}",
     )
-    one = jax.jit(lambda params, rows: entropy(model.pure(params, rows).logits))
+
+    @jax.jit
+    def one(params: Params, rows: jax.Array) -> jax.Array:
+        logits = model.pure(params, rows).logits
+        assert logits is not None
+        return entropy(logits)
+
     groups = np.array_split(rows, -(-len(rows) // AT_ONCE)) if len(rows) else [rows]
     return jnp.concatenate([one(params, group) for group in groups])
 

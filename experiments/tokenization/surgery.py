@@ -14,9 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
-
 from experiments import panels
 from experiments import study as frame
 from experiments.claims import Line, between
@@ -26,17 +23,12 @@ from experiments.tokenization.language_model import SmallModel, Training, bits_p
 from experiments.tokenization.texts import Texts, make, stream_of
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
-from jaxlm.data.tokenizer_transfer import spelling, transfer_batch
 from jaxlm.interop.vocabulary import swap_vocabulary
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork, TransferModel
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.spec import ModelSpec
-from jaxlm.objective.tokenizer_transfer import TokenizerTransfer
 from jaxlm.tokenize.base import Tokenizer
-from jaxlm.tokenize.sampled_unigram import sample_unigram
-from jaxlm.train.optimizer import Optimizer
-from jaxlm.train.schedule import Schedule
-from jaxlm.train.tokenizer_transfer import TransferTrainer
+from jaxlm.train.tokenizer_transfer import Transfer
 
 NETWORK, WHOLE, BITS = "hypernetwork", "trained with it", "bits per byte"
 INITS = ("random", "covariance", "mean", "mean_of_pieces", "focus", "wechsel", "ofa")
@@ -117,24 +109,18 @@ class Surgery(Study):
 
     def _predicted(self, made: _Made, spec: ModelSpec, params: Params, seed: int, progress: frame.Report) -> Params:
         """The model with the embeddings that a network, trained for it on code alone, predicts."""
-        model = TransferModel(spec, self.network)
-        schedule = Schedule("cosine", 1e-3, warmup=0.05, final_fraction=0.05)
-        trainer = TransferTrainer(model, TokenizerTransfer(), Optimizer(schedule=schedule), self.network_steps)
-        state, step = trainer.init(jax.random.key(seed)), jax.jit(trainer.step, donate_argnums=0)
-        draws, length = np.random.default_rng(seed), 64
-        pieces, target = self.network.max_pieces, made.source
-        for number in range(self.network_steps):
-            if number % self.fresh_every == 0:
-                size = round(float(np.exp(draws.uniform(*np.log(self.drawn)))))
-                target = sample_unigram(made.snippets(draws, 64, 1024), size, draws)
-            texts = made.snippets(draws, self.model.batch_size, self.model.row_bytes)
-            batch = transfer_batch(made.source, target, texts, length, rows=self.drawn[1], max_pieces=pieces)
-            state, metrics = step(state, params, batch)
-            progress.steps(1, {"tokens": batch["weights"].sum()[None], "loss": metrics["loss"][None]})
-        found = spelling(made.source, made.target, max_pieces=pieces)
-        tables = jax.jit(model.predict)({"base": params, "hypernetwork": state.params}, found)
+        transfer = Transfer(
+            network=self.network,
+            steps=self.network_steps,
+            batch_size=self.model.batch_size,
+            text_bytes=self.model.row_bytes,
+            drawn=self.drawn,
+            fresh_every=self.fresh_every,
+        )
+        told = lambda steps, metrics: progress.steps(steps, {name: metrics[name][None] for name in ("tokens", "loss")})
+        tables = transfer(spec, params, made.source, made.target, made.code.train_texts, seed=seed, report=told)
         kept = {name: value for name, value in tables.items() if name in ("table", "kernel")}
-        made_whole = model.with_tables({"base": params}, kept)
+        made_whole = TransferModel(spec, self.network).with_tables({"base": params}, kept)
         return {name: value for name, value in made_whole.items() if value}  # a tied model has no head
 
     def lines(self, found: Results) -> Iterator[Line]:
@@ -181,15 +167,6 @@ class _Made:
         stream = stream_of(tokenizer, self.code.train_texts)
         length = small.row_tokens(stream, self.code.train.num_bytes)
         return Training(small, tokenizer.vocab_size, of_text(small, stream, length), progress)(seed)[0]
-
-    def snippets(self, draws: np.random.Generator, number: int, size: int) -> list[bytes]:
-        """Pieces of code, from a line's start."""
-        found, texts = [], [text for text in self.code.train_texts if text]  # packages have files with nothing in them
-        for i in draws.integers(0, len(texts), number).tolist():
-            text = texts[i]
-            start = text.rfind(b"\n", 0, int(draws.integers(0, len(text)))) + 1
-            found.append(text[start : start + size])
-        return found
 
 
 class _Silent:

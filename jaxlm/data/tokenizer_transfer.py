@@ -47,6 +47,16 @@ def spelling(source: Tokenizer, target: Tokenizer, rows: int = 0, max_pieces: in
     return {"pieces": pieces, "piece_mask": mask, "copied": copied, "shared": shared}
 
 
+def snippets(texts: Sequence[bytes], draws: np.random.Generator, number: int, size: int) -> list[bytes]:
+    """Pieces of texts, at most ``size`` bytes each, from the start of a line; texts with nothing in them have none."""
+    found, texts = [], [text for text in texts if text]
+    for i in draws.integers(0, len(texts), number).tolist():
+        text = texts[i]
+        start = text.rfind(b"\n", 0, int(draws.integers(0, len(text)))) + 1
+        found.append(text[start : start + size])
+    return found
+
+
 def rows_of(target: Tokenizer, texts: Sequence[str | bytes], length: int, *, bos: bool = False) -> Arrays:
     """Texts for next-token prediction, one a row, cut to ``length`` tokens.
 

@@ -243,9 +243,10 @@ class Stacks:
         else:
             params = jax.lax.stop_gradient(self.params[name])
             out = decoder.forward(model, params, x, segment_ids=segment_ids, positions=positions, state=state)
+            assert out.logits is not None
         if self.states is not None:
             self.states[name] = out.state
-        return out.hidden if model is None else out.logits
+        return out.hidden if out.logits is None else out.logits
 
     def alone(self, name: str, x: jax.Array, segment_ids: Any, positions: Any = None) -> jax.Array:
         """A stack that sees all it needs at once."""

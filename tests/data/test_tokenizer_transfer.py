@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.core.errors import ConfigError
-from jaxlm.data.tokenizer_transfer import rows_of, spelling, transfer_batch
+from jaxlm.data.tokenizer_transfer import rows_of, snippets, spelling, transfer_batch
 from jaxlm.tokenize.base import BOS
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
@@ -56,3 +56,9 @@ def test_bad_input():
         with pytest.raises(ConfigError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_snippets_of_texts_of_which_some_are_empty():
+    """An ``__init__.py`` with nothing in it once ended the study of surgery after ten minutes."""
+    found = snippets([b"", b"one\ntwo\nthree", b""], np.random.default_rng(0), 20, 4)
+    assert len(found) == 20 and set(found) <= {b"one\n", b"two\n", b"thre"} and len(set(found)) > 1

@@ -17,7 +17,7 @@ from jaxlm.tokenize.base import EOS
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.extend import extend
 from jaxlm.tokenize.hf import HfTokenizer
-from jaxlm.tokenize.overlap import overlap
+from jaxlm.tokenize.overlap import overlap, pieces_of
 from tests.interop.test_vocabulary import model_of
 from tests.tokenize.test_hf import TEXT, byte_level, fallback_bpe
 from tests.tokenize.test_overlap import hf, incomplete
@@ -63,6 +63,28 @@ def test_every_method(folder, init, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == new.special(EOS)
     assert f"start by {init}" in (out / "README.md").read_text()
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_network_that_predicts_embeddings(folder, tmp_path, capsys):
+    """Tokens that both have keep their rows, bit for bit; of two steps something is learned for the others."""
+    out = tmp_path / "out"
+    settings = {"steps": 2, "drawn": [300, 320], "batch_size": 2, "network": {"width": 16, "heads": 2}, "rate": 0.1}
+    arguments = [f"--checkpoint={folder}/llama", f"--tokenizer={folder}/new", f"--out={out}", "--init=hypernetwork"]
+    assert swap(*arguments) == 2
+    assert "--init=hypernetwork is trained on texts: name --texts" in capsys.readouterr().err
+    assert swap(*arguments, f"--texts={folder}/texts", '--init_args={"step": 2}') == 2
+    assert "unknown field of Transfer 'step'" in capsys.readouterr().err and not out.exists()
+    assert swap(*arguments, f"--texts={folder}/texts", f"--init_args={json.dumps(settings)}") == 0
+    assert "start by hypernetwork (Minixhofer et al. 2024" in capsys.readouterr().out
+    old, new = (HfTokenizer.from_folder(path) for path in (folder / "llama", out))
+    (_, before), (_, after) = jaxlm.load_hf(folder / "llama"), jaxlm.load_hf(out)
+    source, same = HfTokenizer.from_folder(folder / "llama"), overlap(old, new)
+    np.testing.assert_array_equal(after["embed"]["table"][same >= 0], before["embed"]["table"][same[same >= 0]])
+    fresh = [i for i in np.flatnonzero(same < 0) if new.token_bytes[i]]
+    pieces = pieces_of(source, [new.token_bytes[i] for i in fresh])
+    means = np.stack([np.asarray(before["embed"]["table"])[ids].mean(0) for ids in pieces])
+    apart = np.abs(np.asarray(after["embed"]["table"])[fresh] - means).max(1)
+    assert (apart > 1e-3).all() and apart.max() < 10 * np.abs(means).max()
 
 
 def test_a_tokenizer_of_ours_and_extension(folder, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +14,7 @@ import pytest
 from configs.tokenization import PRESETS, STUDIES, get_config
 from experiments import panels
 from experiments.claims import Line
-from experiments.tokenization import deletion, frame, surgery
+from experiments.tokenization import deletion, frame
 from experiments.tokenization.counting import ASK, END, LETTERS, Cut, Strings
 from experiments.tokenization.cuts import Trigrams
 from experiments.tokenization.digits import CUTS, EQUALS, IDS, PAD, PLUS, Additions
@@ -197,14 +196,6 @@ def test_every_toy(name, tmp_path: Path):
     assert table.startswith(f"{name}: ")
     rows = (tmp_path / "results.csv").read_text().splitlines()
     assert len(rows) > len(study.arms())
-
-
-def test_snippets_of_texts_of_which_some_are_empty():
-    """An ``__init__.py`` with nothing in it once ended the study of surgery after ten minutes."""
-    made = object.__new__(surgery._Made)
-    made.code = types.SimpleNamespace(train_texts=[b"", b"one\ntwo\nthree", b""])
-    found = made.snippets(np.random.default_rng(0), 20, 4)
-    assert len(found) == 20 and set(found) <= {b"one\n", b"two\n", b"thre"} and len(set(found)) > 1
 
 
 def test_typos_are_to_be_corrected():
