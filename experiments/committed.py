@@ -37,7 +37,9 @@ class Result(NamedTuple):
 
     @property
     def command(self) -> str:
-        return str(self.runs[-1]["command"])
+        """What measures all of it: the last sitting's, which may have done a share of the runs."""
+        parts = shlex.split(str(self.runs[-1]["command"]))
+        return shlex.join(part for part in parts if not part.startswith("--share="))
 
     @property
     def commits(self) -> str:
@@ -55,16 +57,20 @@ class Result(NamedTuple):
         return next((part[9:] for part in shlex.split(self.command) if part.startswith("--config=")), "")
 
 
+def of_folder(folder: Path, root: Path) -> Result:
+    """The result in a folder. Raises `ConfigError` for a record that cannot be read."""
+    record, config = _json(folder / "provenance.json"), folder / "config.json"
+    runs = record if isinstance(record, list) else [record]
+    return Result(folder.relative_to(root).as_posix(), runs, _json(config) if config.exists() else None)
+
+
 def results(root: Path) -> list[Result]:
     """Every committed result, by name. Raises `ConfigError` for a record that cannot be read."""
     found = []
     for path in sorted((root / FOLDER).rglob("*.json")):
         record = _json(path)
         if path.name == "provenance.json":
-            runs = record if isinstance(record, list) else [record]
-            config = path.with_name("config.json")
-            name = path.parent.relative_to(root).as_posix()
-            found.append(Result(name, runs, _json(config) if config.exists() else None))
+            found.append(of_folder(path.parent, root))
         elif isinstance(record, dict) and {"command", "commit"} <= record.keys():
             found.append(Result(path.relative_to(root).as_posix(), [record], None))
     return found

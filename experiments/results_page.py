@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import command
+from experiments.committed import Result, of_folder
 from experiments.page_parts import claim, sentences, table
 from jaxlm.core import registry
 from jaxlm.core.config import require
@@ -80,7 +80,11 @@ def _own(kind: str, name: str, page: Path, root: Path) -> str:
     if kind == "methods":
         return methods(name)
     require((root / name).exists(), f"it names nothing in {root.resolve()}")
-    return found(root / name, page.parent) if kind == "found" else f"{BLOCK}\n{_text(root / name)}\n{BLOCK}"
+    return (
+        found(of_folder(root / name, root), root, page.parent)
+        if kind == "found"
+        else f"{BLOCK}\n{_text(root / name)}\n{BLOCK}"
+    )
 
 
 def methods(slot: str) -> str:
@@ -98,19 +102,16 @@ def methods(slot: str) -> str:
     return table(["name", "what it is", "claimed", "paper"], lines)
 
 
-def found(folder: Path, beside: Path) -> str:
+def found(result: Result, root: Path, beside: Path) -> str:
     """What a study found, for a page in the folder ``beside``."""
+    folder, last = root / result.name, result.runs[-1]
     lines = next((part for part in _text(folder / "table.txt").split("\n\n") if part.startswith("line ")), None)
-    runs = json.loads(_text(folder / "provenance.json"))
-    runs = runs if isinstance(runs, list) else [runs]
-    commits = " and ".join(dict.fromkeys(run["commit"][:7] for run in runs))
-    last = runs[-1]
     link = lambda path: Path(os.path.relpath(path, beside)).as_posix()
     shown = [f"{BLOCK}\n{lines or _text(folder / 'table.txt')}\n{BLOCK}"]
     shown += [f"![{figure.stem}]({link(figure)})" for figure in sorted(folder.glob("*.png"))]
     machine = f"{last['hardware']['cores']} cores ({last['hardware']['cpu']}), jax {last['versions']['jax']}"
     files = " and ".join(f"[`{name}`]({link(folder / name)})" for name in ("table.txt", "results.csv"))
-    shown.append(f"`{last['command']}`, commit {commits}, {machine}; all values in {files}.")
+    shown.append(f"`{result.command}`, commit {result.commits}, {machine}; all values in {files}.")
     return "\n\n".join(shown)
 
 

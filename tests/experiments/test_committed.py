@@ -45,6 +45,11 @@ def test_another_preset_is_found_stale():
     assert "batch_size is 3 today" in (stale(changed) or "")
 
 
+def test_a_share_of_the_runs_is_not_the_command():
+    shared = DEMO._replace(runs=[{**DEMO.runs[-1], "command": DEMO.command + " --share=2/2"}])
+    assert shared.command == DEMO.command and "--share" not in DEMO.command
+
+
 def test_fields_that_came_later_make_nothing_stale():
     config = dict(DEMO.config or {})
     config.pop("steps_per_call")
