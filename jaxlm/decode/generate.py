@@ -30,7 +30,7 @@ from jaxlm.decode.processors.suppress import Suppress
 from jaxlm.decode.processors.temperature import Temperature
 from jaxlm.decode.processors.top_k import TopK
 from jaxlm.decode.processors.top_p import TopP
-from jaxlm.model import decoder, patched
+from jaxlm.model import decoder, patch_state
 from jaxlm.model.language_model import Model
 from jaxlm.model.spec import ModelSpec
 
@@ -142,7 +142,7 @@ def generate(
                 progress, state = loop.proceed(spec, params, request, progress, stage, state=state)
                 step = int(progress.step)
         if spec.patcher is not None:
-            patched.check_overflow(state)
+            patch_state.check_overflow(state)
         return progress, state
 
     if stream is None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxlm.core.types import Memory, Params
 from jaxlm.decode.processor import Processors, apply_all, init_all
 from jaxlm.decode.sample import choose
-from jaxlm.model import decoder, patched
+from jaxlm.model import decoder, patch_state
 from jaxlm.model.spec import ModelSpec
 
 
@@ -138,7 +138,7 @@ def proceed(
 def grow(spec: ModelSpec, capacity: int, state: Any) -> Any:
     """The state with room for ``capacity`` tokens of text in every cache."""
     if spec.patcher is not None:
-        return patched.grow(spec, capacity, state)
+        return patch_state.grow(spec, capacity, state)
     grown = (
         entry.grow(room) if hasattr(entry, "grow") else entry
         for entry, room in zip(state["layers"], decoder.rooms(spec, capacity), strict=True)

@@ -12,6 +12,7 @@ A group's arrays carry a leading axis of its repeats.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,11 +26,9 @@ from jaxlm.model.layers import block_specs
 from jaxlm.model.spec import ModelSpec
 
 
-def patched_model() -> Any:
-    """The module of models with a patcher, which is made of this one."""
-    from jaxlm.model import patched
-
-    return patched
+def patched_model(module: str = "patched") -> Any:
+    """A module of models with a patcher, which are made of this one."""
+    return importlib.import_module(f"jaxlm.model.{module}")
 
 
 def dims_of(spec: ModelSpec) -> Dims:
@@ -66,7 +65,7 @@ def _placed(mixer: Any, dims: Dims) -> Iterator[tuple[Any, Dims]]:
 def max_positions(spec: ModelSpec) -> int | None:
     """The longest text the model's position encodings can represent, or None."""
     if spec.patcher is not None:
-        return patched_model().max_positions(spec)
+        return patched_model("patch_stacks").max_positions(spec)
     limits = [
         limit for encoding, _ in position_encodings(spec).values() if (limit := encoding.max_positions()) is not None
     ]

@@ -13,76 +13,26 @@ steps the model's layers run only if some row has an event.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from jaxlm.cache.full import FullCache
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import ParamSpec, flatten, map_specs, zeros
 from jaxlm.core.types import Params, Specs
 from jaxlm.ffn.base import AUXILIARY_LOSS, Aux
-from jaxlm.mixer.composite import States
-from jaxlm.mixer.recurrent import RecurrentState
 from jaxlm.model import decoder
 from jaxlm.model.inputs import look_up
+from jaxlm.model.patch_stacks import Stacks, global_spec, stack_specs
+from jaxlm.model.patch_state import PatchState, closed, map_caches, opened, overflow_message
 from jaxlm.model.patcher.base import Answer, Patcher, Row, Slots, at
 from jaxlm.model.positions import plain_positions
 from jaxlm.model.spec import ModelSpec
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PatchState:
-    """What a row's patches go on from.
-
-    Attributes:
-      stacks: the state of each streaming stack, and ``"model"`` that of the model's layers.
-      own: of the patcher itself.
-      history: int32 [B, K], the last bytes.
-      y: [B, D], what the layers said of the last patch; segment: int32 [B], of the text it is in (0 for none).
-      used: int32 [B], patches so far. overflow: int32 [B], events for which there was no room.
-      room: the patches that the state has room for.
-    """
-
-    stacks: dict[str, Any]
-    own: dict[str, jax.Array]
-    history: jax.Array
-    y: jax.Array
-    segment: jax.Array
-    used: jax.Array
-    overflow: jax.Array
-    room: int = dataclasses.field(metadata={"static": True})
-
-
-def global_spec(spec: ModelSpec) -> ModelSpec:
-    """The model's own layers, as a model that reads patches."""
-    return dataclasses.replace(spec, patcher=None)
-
-
-@functools.cache
-def stack_specs(spec: ModelSpec) -> dict[str, ModelSpec]:
-    """Each stack of local layers as a model; the last one has the norm before the head."""
-    common = {"vocab_size": 1, "width": spec.patcher.width, "dtype": spec.dtype, "remat": spec.remat}
-    common |= {"dropout": spec.dropout, "residual_multiplier": spec.residual_multiplier}
-    return {
-        name: ModelSpec(**common, layers=layers, norm=spec.norm if name == "decoder" else None)
-        for name, layers in spec.patcher.stacks().items()
-    }
-
-
-def _streaming(spec: ModelSpec) -> dict[str, ModelSpec]:
-    """What sees the bytes as they come: stacks as models, and whole models."""
-    stacks = stack_specs(spec)
-    return {name: stacks[name] for name in spec.patcher.streams if name in stacks} | spec.patcher.models()
 
 
 def _layers_alone(specs: Specs) -> Specs:
@@ -121,136 +71,6 @@ def forward_flops(spec: ModelSpec, length: int, of_decoder: Callable[[ModelSpec,
     own = sum(math.prod(leaf.full_shape) for leaf in leaves if leaf.decay and leaf.fan_in != (1,))  # less the tables
     inner = one(dataclasses.replace(global_spec(spec), tied_head=False), slots)
     return stacks + (inner + 2.0 * own) * slots / length + 2.0 * patcher.width * spec.vocab_size
-
-
-def max_positions(spec: ModelSpec) -> int | None:
-    """The longest text that all position encodings can represent, or None; the model's own count patches."""
-    limits = [decoder.max_positions(stream) for stream in _streaming(spec).values()]
-    inner = decoder.max_positions(global_spec(spec))
-    limits.append(None if inner is None else int(inner / spec.patcher.patches_per_byte))
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
-
-
-def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any) -> dict[str, Any]:
-    """An empty state for rows of up to ``max_length`` bytes.
-
-    Raises `ConfigError` for model layers whose states cannot be written row by row (`Full` caches and recurrent states
-    can), and beyond what a position encoding can represent.
-    """
-    patcher: Patcher = spec.patcher
-    limit, room = max_positions(spec), patcher.capacity(max_length)
-    require(limit is None or max_length <= limit, f"length {max_length} is beyond the {limit} bytes of this model")
-    stacks = {name: decoder.init_state(one, batch, max_length, cache) for name, one in _streaming(spec).items()}
-    stacks["model"] = decoder.init_state(global_spec(spec), batch, room + 1, cache)
-    stacks["model"]["layers"] = _map_caches(
-        lambda entry: dataclasses.replace(entry, cursor=jnp.zeros((batch,), jnp.int32)), stacks["model"]["layers"]
-    )
-    none = lambda: jnp.zeros((batch,), jnp.int32)  # an array each, so that a state may be donated
-    state = PatchState(
-        stacks=stacks,
-        own=patcher.start(decoder.dims_of(spec), batch, jnp.dtype(spec.dtype)),
-        history=jnp.zeros((batch, patcher.history), jnp.int32),
-        y=jnp.zeros((batch, spec.width), spec.dtype),
-        segment=none(),
-        used=none(),
-        overflow=none(),
-        room=room,
-    )
-    return {"layers": (), "position": none(), "segment": none(), "patches": state}
-
-
-def grow(spec: ModelSpec, length: int, state: Any) -> Any:
-    """The state with room for ``length`` bytes in every cache."""
-    patches: PatchState = state["patches"]
-    room = spec.patcher.capacity(length)
-    stacks = {}
-    for name, held in patches.stacks.items():
-        size = room + 1 if name == "model" else length
-        layers = (entry.grow(size) if hasattr(entry, "grow") else entry for entry in held["layers"])
-        stacks[name] = {**held, "layers": tuple(layers)}
-    return {**state, "patches": dataclasses.replace(patches, stacks=stacks, room=room)}
-
-
-def check_overflow(state: Any) -> None:
-    """Raises `ConfigError`, with the count, if rows had more patches than their state has room for."""
-    lost = int(np.asarray(state["patches"].overflow).sum())
-    require(not lost, _overflow_message(lost, state["patches"].room))
-
-
-def _overflow_message(lost: int, room: int) -> str:
-    return f"{lost} patches found no room: a row has room for {room}; raise the patcher's patches_per_byte"
-
-
-def _map_caches(change: Any, *trees: Any) -> Any:
-    """`FullCache` states changed, recurrent ones as those of the first tree. Raises `ConfigError` for others."""
-
-    def one(first: Any, *rest: Any) -> Any:
-        if isinstance(first, FullCache):
-            return change(first, *rest)
-        if isinstance(first, RecurrentState):
-            return first
-        if isinstance(first, States):
-            return States(tuple(one(*each) for each in zip(first.parts, *(r.parts for r in rest), strict=True)))
-        kind = type(first).__name__
-        raise ConfigError(f"a model with a patcher keeps its own layers in cache 'full' or in a recurrence, not {kind}")
-
-    return tuple(one(*each) for each in zip(*trees, strict=True))
-
-
-def _opened(entry: FullCache, more: int) -> FullCache:
-    return entry.grow(entry.k.shape[2] + more) if more else entry
-
-
-def _closed(entry: FullCache, before: FullCache, new: jax.Array) -> FullCache:
-    """Cut to its size before, with the cursor behind each row's ``new`` [B] patches: empty slots are written over."""
-    size = before.k.shape[2]
-    rows = {name: getattr(entry, name)[:, :size] for name in ("position", "segment", "side")}
-    return dataclasses.replace(
-        entry, k=entry.k[:, :, :size], v=entry.v[:, :, :size], cursor=before.cursor + new, **rows
-    )
-
-
-class Stacks:
-    """Runs local stacks and whole models: those that stream with their states, which it keeps, and others without."""
-
-    def __init__(self, spec: ModelSpec, params: Params, states: dict[str, Any] | None, train: bool, rng: Any) -> None:
-        self.spec, self.params, self.train, self.rng = spec, params, train, rng
-        self.states = None if states is None else dict(states)
-        self.reports: list[Aux] = []
-
-    def _run(self, name: str, x: jax.Array, segments: Any, positions: Any, state: Any) -> Any:
-        return decoder.forward(
-            stack_specs(self.spec)[name],
-            self.params[name],
-            inputs_embeds=x,
-            segment_ids=segments,
-            positions=positions,
-            state=state,
-            train=self.train,
-            rng=None if self.rng is None else jax.random.fold_in(self.rng, zlib.crc32(name.encode())),
-            logits=False,
-        )
-
-    def stream(self, name: str, x: jax.Array, segment_ids: Any, positions: Any = None) -> jax.Array:
-        """A stack or model that sees all bytes as they come; one that the patcher does not have gives x."""
-        if name not in _streaming(self.spec):
-            return x
-        state, model = None if self.states is None else self.states[name], self.spec.patcher.models().get(name)
-        if model is None:
-            out = self._run(name, x, segment_ids, positions, state)
-            self.reports.append(out.aux)
-        else:
-            params = jax.lax.stop_gradient(self.params[name])
-            out = decoder.forward(model, params, x, segment_ids=segment_ids, positions=positions, state=state)
-            assert out.logits is not None
-        if self.states is not None:
-            self.states[name] = out.state
-        return out.hidden if out.logits is None else out.logits
-
-    def alone(self, name: str, x: jax.Array, segment_ids: Any, positions: Any = None) -> jax.Array:
-        """A stack that sees all it needs at once."""
-        return self._run(name, x, segment_ids, positions, None).hidden
 
 
 def forward(
@@ -311,7 +131,7 @@ def forward(
     events &= used[:, None] + jnp.cumsum(events, 1) <= room
     lost = (reading.events & row.real & ~events).sum(1)
     if not isinstance(lost, Tracer):
-        require(not lost.any(), _overflow_message(int(lost.sum()), room))
+        require(not lost.any(), overflow_message(int(lost.sum()), room))
     slots = _slots(events, min(size, room), segments)
     new = slots.filled.sum(1)
 
@@ -319,8 +139,8 @@ def forward(
         z = patcher.down(p, row, reading, slots, stacks.alone)
         before = None if inner is None else inner["layers"]
         if inner is not None:
-            opened = _map_caches(lambda entry: _opened(entry, slots.place.shape[1] - 1), inner["layers"])
-            inner = {**inner, "layers": opened}
+            more = slots.place.shape[1] - 1
+            inner = {**inner, "layers": map_caches(lambda entry: opened(entry, more), inner["layers"])}
         out = decoder.forward(
             global_spec(spec),
             params,
@@ -333,7 +153,7 @@ def forward(
         )
         after = out.state
         if after is not None:
-            after["layers"] = _map_caches(lambda a, b: _closed(a, b, new), after["layers"], before)
+            after["layers"] = map_caches(lambda a, b: closed(a, b, new), after["layers"], before)
         return out.hidden, after, out.aux
 
     if held is None:

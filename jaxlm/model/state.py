@@ -21,7 +21,7 @@ def init_state(spec: ModelSpec, batch: int, max_length: int, cache: Any, source_
     what a position encoding can represent, and where the model reads a memory and there is to be none.
     """
     if spec.patcher is not None:
-        return patched_model().init_state(spec, batch, max_length, cache)
+        return patched_model("patch_state").init_state(spec, batch, max_length, cache)
     check_length(spec, max_length)
     dims, dtype = dataclasses.replace(dims_of(spec), source=source_length), jnp.dtype(spec.dtype)
     blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]

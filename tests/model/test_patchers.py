@@ -18,7 +18,7 @@ from jaxlm.core.config import make
 from jaxlm.core.errors import ConfigError
 from jaxlm.core.params import flatten, map_specs
 from jaxlm.mixer.attention import Attention
-from jaxlm.model import decoder, patched, patcher
+from jaxlm.model import decoder, patch_state, patcher
 from jaxlm.model.decoder import Decoder
 from jaxlm.model.describe import forward_flops, parameter_count
 from jaxlm.model.spec import Block, Group, ModelSpec
@@ -258,7 +258,7 @@ def test_patches_without_room_are_counted(name: str) -> None:
     state = decoder.init_state(tight, len(tokens), LENGTH, make("cache", "full"))
     _, state = caller(tight)(params, tokens, None, None, state)
     with pytest.raises(ConfigError, match="patches found no room"):
-        patched.check_overflow(state)
+        patch_state.check_overflow(state)
 
 
 @pytest.mark.parametrize("name", ["word_pooled", "hierarchical"])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model import decoder, patched
+from jaxlm.model import decoder, patch_stacks
 from jaxlm.model.patcher import entropy_table
 from jaxlm.model.spec import ModelSpec
 from tests.model.test_patchers import CASES, LOCAL, spec_of
@@ -37,10 +37,10 @@ class Hand:
         self.embedded = np.asarray(self.params["embed"]["table"])[TEXT]
 
     def stack(self, name: str, x: Any) -> Any:
-        return np.array(runner(patched.stack_specs(self.spec)[name])(self.params["patcher"][name], x))
+        return np.array(runner(patch_stacks.stack_specs(self.spec)[name])(self.params["patcher"][name], x))
 
     def layers(self, z: Any) -> Any:
-        return np.asarray(runner(patched.global_spec(self.spec))(self.params, np.stack(z)))
+        return np.asarray(runner(patch_stacks.global_spec(self.spec))(self.params, np.stack(z)))
 
     def norm(self, name: str, x: Any) -> Any:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.patcher.norm.eps) * self.p[name]["scale"]
