@@ -1,4 +1,5 @@
-"""Training objectives, one file each. The contract is `jaxlm.objective.next_token.NextToken`'s two methods."""
+"""Training objectives, one file each. The contract is `jaxlm.objective.next_token.NextToken`'s two methods; one whose
+loss goes by what earlier steps found has those of `jaxlm.train.step.Follows`, too."""
 
 METHODS = {
     "gated_deletion": "gated_deletion:GatedDeletion",
