@@ -43,6 +43,8 @@ from jaxlm.decode import byte_tree as tree
 from jaxlm.decode.byte_model import END, ByteModel, ByteSession, Text, checked_request, checked_texts
 from jaxlm.decode.byte_prompt import Prompt, fill_in_the_middle, prompts_of
 from jaxlm.decode.byte_search import SearchBytes, naive_next_byte
+from jaxlm.decode.remembering import Remembering, token_model
+from jaxlm.decode.row_states import why_not
 from jaxlm.decode.token_model import FullPass, TokenModel
 from jaxlm.model import decoder
 from jaxlm.model.language_model import LanguageModel
@@ -55,6 +57,7 @@ __all__ = [
     "ByteModel",
     "Ensemble",
     "FullPass",
+    "Remembering",
     "Prompt",
     "SearchBytes",
     "TreeBytes",
@@ -102,7 +105,7 @@ def byte_view(
             if implementation == "tree":
                 raise
     require(implementation != "tree", f"implementation 'tree' has convention 'canonical', not {convention!r}")
-    return SearchBytes(FullPass(model, params), tokenizer, convention, valid=valid, ends=ends)
+    return SearchBytes(token_model(model, params), tokenizer, convention, valid=valid, ends=ends)
 
 
 class TreeBytes(ByteModel):
@@ -120,7 +123,7 @@ class TreeBytes(ByteModel):
         valid: bool = True,
         ends: Sequence[int] | None = None,
     ) -> None:
-        adjacency, reason = adjacency_of(tokenizer), tree.why_not(model.spec)
+        adjacency, reason = adjacency_of(tokenizer), why_not(model.spec)
         require(
             adjacency, f"implementation 'tree' needs plain byte pair encoding, which {tokenizer.name!r} here is not"
         )

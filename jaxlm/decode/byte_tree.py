@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.cache.full import Full, FullCache
+from jaxlm.cache.full import FullCache
 from jaxlm.core.types import Params
 from jaxlm.decode.byte_model import END, choose
+from jaxlm.decode.row_states import empty_states, is_cache
 from jaxlm.model import decoder
 from jaxlm.model.spec import ModelSpec
 from jaxlm.tokenize.adjacency import NEVER, Adjacency
@@ -152,7 +153,7 @@ def prefill(
     """
     batch, size = tokens_BL.shape
     real = (jnp.arange(size) < lengths_B[:, None]).astype(jnp.int32)
-    state = _empty_state(spec, batch, capacity)
+    state = empty_states(spec, batch, capacity)
     output = decoder.forward(spec, params, tokens_BL, segment_ids=real, state=state, logits=False)
     caches, states = _divided(output.state["layers"], batch)
     hidden = output.hidden[jnp.arange(batch), lengths_B - 1]
@@ -262,18 +263,6 @@ def _over(rows_B: jax.Array, x: jax.Array) -> jax.Array:
 # The state of the layers: caches that all nodes share, and the rest.
 
 
-def _empty_state(spec: ModelSpec, batch: int, capacity: int) -> dict[str, Any]:
-    """As `decoder.init_state`; slots may be more than positions, since nodes beside each other are as deep."""
-    dims, dtype = decoder.dims_of(spec), jnp.dtype(spec.dtype)
-    blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
-    entries = tuple(block.mixer.init_state(dims, batch, capacity, dtype, Full()) for block in blocks)
-    return {"layers": entries, "position": jnp.zeros(batch, jnp.int32), "segment": jnp.zeros(batch, jnp.int32)}
-
-
-def _is_cache(x: Any) -> bool:
-    return isinstance(x, FullCache)
-
-
 def _shared(x: Any) -> bool:
     """Whether all nodes may share it: what a token wrote there depends on the token and its ancestors alone."""
     return isinstance(x, FullCache) and x.side.shape[-1] == 0
@@ -281,7 +270,7 @@ def _shared(x: Any) -> bool:
 
 def _divided(layers: Any, batch: int) -> tuple[tuple[FullCache, ...], list[Any]]:
     """The shared caches, and what each node has of its own, arrays [B, ...]."""
-    leaves = jax.tree.leaves(layers, is_leaf=_is_cache)
+    leaves = jax.tree.leaves(layers, is_leaf=is_cache)
     own = [
         dataclasses.replace(x, cursor=jnp.broadcast_to(x.cursor, batch)) if isinstance(x, FullCache) else x
         for x in leaves
@@ -292,28 +281,10 @@ def _divided(layers: Any, batch: int) -> tuple[tuple[FullCache, ...], list[Any]]
 
 def _joined(spec: ModelSpec, caches: list[FullCache], own: list[Any]) -> Any:
     """The layers' state of which `_divided` made these."""
-    empty = jax.eval_shape(lambda: _empty_state(spec, 1, 1)["layers"])
-    leaves, tree = jax.tree.flatten(empty, is_leaf=_is_cache)
+    empty = jax.eval_shape(lambda: empty_states(spec, 1, 1)["layers"])
+    leaves, tree = jax.tree.flatten(empty, is_leaf=is_cache)
     shared, others = iter(caches), iter(own)
     return jax.tree.unflatten(tree, [next(shared) if _shared(x) else next(others) for x in leaves])
-
-
-def why_not(spec: ModelSpec) -> str:
-    """Why a model cannot be run on a tree of texts here; empty if it can."""
-    if spec.edit is not None:
-        return "the model edits its input"
-    if spec.patcher is not None:
-        return "the model makes patches of bytes"
-    for name, (encoding, _) in decoder.position_encodings(spec).items():
-        if encoding.reads_tokens:
-            return f"position {name!r} remembers the tokens"
-        if encoding.by_length:
-            return f"position {name!r} scales with the length"
-    layers = jax.eval_shape(lambda: _empty_state(spec, 3, 5)["layers"])
-    for leaf in jax.tree.leaves(layers, is_leaf=_is_cache):
-        if not _is_cache(leaf) and (leaf.ndim == 0 or leaf.shape[0] != 3):
-            return "a layer's state is not one for each row"
-    return ""
 
 
 # Loops.

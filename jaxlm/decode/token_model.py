@@ -51,7 +51,7 @@ class FullPass:
         """float64 [n, V]. Raises `ConfigError` for an empty sequence, or one the model has no positions for."""
         out = np.zeros((len(sequences), self._spec.vocab_size))
         for tokens, lengths, places in self._batches(sequences):
-            where = np.zeros((_bucket(len(places)), 2), np.int32)
+            where = np.zeros((bucket(len(places)), 2), np.int32)
             where[: len(places)] = [(b, len(sequences[i]) - 1) for b, i in places]
             found = np.asarray(_next(self._spec, self._params, tokens, lengths, where), np.float64)
             out[[i for _, i in places]] = found[: len(places)]
@@ -61,7 +61,7 @@ class FullPass:
         """Log-probability, float64 [n], of each sequence's tokens from its start on, given those before."""
         out = np.zeros(len(sequences))
         for tokens, lengths, places in self._batches([one[:-1] or one for one in sequences]):
-            targets = np.zeros((_bucket(len(places), 1), tokens.shape[1]), np.int32)
+            targets = np.zeros((bucket(len(places), 1), tokens.shape[1]), np.int32)
             rows = np.zeros(len(targets), np.int32)
             for n, (b, i) in enumerate(places):
                 targets[n, : len(sequences[i]) - 1], rows[n] = sequences[i][1:], b
@@ -70,15 +70,20 @@ class FullPass:
                 out[i] = found[n, max(starts[i], 1) - 1 : len(sequences[i]) - 1].sum()
         return out
 
-    def _batches(self, sequences: Sequence[Ids]) -> Iterator[tuple[NDArray, NDArray, list[tuple[int, int]]]]:
-        """Tokens [B, L], lengths [B], and (row, number) of the sequences that each row is or begins with."""
+    def _check(self, sequences: Sequence[Ids]) -> int:
+        """The length of the longest, after what can be wrong with sequences."""
         require(all(sequences), "the model says nothing about a first token: give prompts a BOS, or other ids, as head")
         longest = max(map(len, sequences))
         require(
             self._most is None or longest <= self._most,
             f"a text of {longest} tokens: the model's position encoding can represent {self._most}",
         )
-        room = max(1, _AT_ONCE // (self._spec.vocab_size * _bucket(longest)))
+        return longest
+
+    def _batches(self, sequences: Sequence[Ids]) -> Iterator[tuple[NDArray, NDArray, list[tuple[int, int]]]]:
+        """Tokens [B, L], lengths [B], and (row, number) of the sequences that each row is or begins with."""
+        longest = self._check(sequences)
+        room = max(1, _AT_ONCE // (self._spec.vocab_size * bucket(longest)))
         bundles: list[list[int]] = []  # each the places of sequences that begin its first one
         for i in sorted(range(len(sequences)), key=lambda i: sequences[i], reverse=True):
             if bundles and len(bundles[-1]) < 64 and sequences[bundles[-1][0]][: len(sequences[i])] == sequences[i]:
@@ -87,9 +92,9 @@ class FullPass:
                 bundles.append([i])
         for start in range(0, len(bundles), room):
             some = bundles[start : start + room]
-            size = _bucket(max(len(sequences[bundle[0]]) for bundle in some))
+            size = bucket(max(len(sequences[bundle[0]]) for bundle in some))
             size = size if self._most is None else min(size, self._most)
-            tokens = np.zeros((_bucket(len(some), 1), size), np.int32)
+            tokens = np.zeros((bucket(len(some), 1), size), np.int32)
             lengths = np.zeros(len(tokens), np.int32)
             for b, bundle in enumerate(some):
                 first = sequences[bundle[0]]
@@ -131,5 +136,6 @@ def _hidden(spec: ModelSpec, params: Params, tokens_BL: jax.Array, lengths_B: ja
     return decoder.forward(spec, params, tokens_BL, segment_ids=real.astype(jnp.int32), logits=False).hidden
 
 
-def _bucket(size: int, least: int = SHORTEST) -> int:
+def bucket(size: int, least: int = SHORTEST) -> int:
+    """A power of two that holds ``size``, so that few lengths are compiled."""
     return max(least, 1 << max(size - 1, 0).bit_length())
