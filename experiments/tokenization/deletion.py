@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import panels
 from experiments import study as frame
 from experiments.claims import Line, between
 from experiments.panels import Panels
@@ -329,12 +328,15 @@ class Deletion(Study):
         return {name: of(name) for name in ("bits per byte", "deleted", "time of reading", *own)}
 
     def panels(self, found: Results) -> Panels:
+        """A point a seed: runs of one target end at different rates."""
         out: Panels = {}
         for part, measure in ((TEXT, "bits per byte"), (VOWELS, "accuracy"), (TEXT, "time of reading")):
             for arm in (arm for arm in self.arms() if arm.part == part):
                 x, y = found.of(part, arm.label, "deleted"), found.of(part, arm.label, measure)
-                if y:
-                    panels.add(out, f"{part}: {measure}", arm.label, [(float(np.median(list(x.values()))), y)])
+                points = sorted((x[seed], y[seed]) for seed in y)
+                if points:
+                    curve = [a for a, _ in points], np.array([[b for _, b in points]])
+                    out.setdefault(f"{part}: {measure}", {})[arm.label] = curve
         return out
 
 
