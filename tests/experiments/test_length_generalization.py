@@ -105,8 +105,7 @@ def test_exact_match_is_that_of_greedy_decoding():
     )
     size = task.tokens_bound(3) - 1
     loader = study.Loader(task, 16, collate=lambda rows: study.training_batch(rows, size))
-    chunk = jax.jit(lambda s, b: jax.lax.scan(trainer.step, s, b))
-    params = study.train(trainer, chunk, loader, config.steps_per_call, lambda *_: None).params
+    params = study.train(trainer, loader, config.steps_per_call, lambda *_: None).params
     examples = [task.at(n, i) for n in range(1, 6) for i in range(4)]
     batch = study.training_batch(examples, study.places(task))
     forced = np.asarray(study.exact_matches(trainer.model, params, batch, jax.random.key(0)))
