@@ -58,7 +58,9 @@ from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 
 TINY = SmallModel(width=32, layers=1, heads=2, batch_size=8, steps=20, steps_per_call=10)
 TINY_PAIR = SmallPair(width=32, heads=2, batch_size=8, steps=20, steps_per_call=10)
-LARGE_PAIR = SmallPair(width=512, heads=8, encoder=6, decoder=4, gate=3, length=512, batch_size=64, steps=4000)
+LARGE_PAIR = SmallPair(
+    width=512, heads=8, encoder=6, decoder=4, gate=3, noise=1.0, length=512, batch_size=64, steps=4000
+)
 LARGE = SmallModel(width=512, layers=6, heads=8, row_bytes=2048, batch_size=64, steps=5000, rate=1e-3)
 
 STUDIES: dict[str, tuple[str, Callable[..., Study], dict[str, object], dict[str, object]]] = {

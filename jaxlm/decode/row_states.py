@@ -13,7 +13,8 @@ from jaxlm.model.spec import ModelSpec
 
 
 def empty_states(spec: ModelSpec, batch: int, capacity: int) -> dict[str, Any]:
-    """As `decoder.init_state`; slots may be more than positions, since nodes beside each other are as deep."""
+    """As `decoder.init_state` of ``batch`` texts, with full caches of ``capacity`` slots, which may be more than the
+    model has positions: a slot may hold padding, or a token as deep as its neighbour."""
     dims, dtype = decoder.dims_of(spec), jnp.dtype(spec.dtype)
     blocks = [block for group in spec.layers for _ in range(group.repeats) for block in group.pattern]
     entries = tuple(block.mixer.init_state(dims, batch, capacity, dtype, Full()) for block in blocks)
