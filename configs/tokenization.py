@@ -12,7 +12,7 @@ counting: letters with a tally >= .99; BPE .15 lower at equal steps.
 cuts: naive > healing > covers in bits; with the counts covers 2 below naive and .5 below healing.
 mixture: log10 MSE <= -3.5 with 300 merges (mean of seeds), 1.5 below equal shares, within 120 processor seconds; <= -6
 from the training text itself.
-vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width.
+vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width, and grows.
 segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
 typos.
 compression: arithmetic code and random bytes within .1 of 8 bits per 8-bit token, equal-info windows .2 under the code
