@@ -101,10 +101,11 @@ def _config(study: str, arms: list[Arm], rates: tuple[float, ...], **more: Any) 
 
 
 def _arm(label: str, mixer: Any, task: Task, steps: int, *, part: str, lengths: tuple[int, ...], **more: Any) -> Arm:
-    """An arm whose model is blocks of one mixer; ``more`` has ``ffn``, ``placement``, ``batch``, what `stack` takes."""
-    batch = more.pop("batch", 32)
+    """An arm whose model is blocks of one mixer; ``more`` has ``ffn``, ``placement``, ``batch``, ``packed``, what `stack`
+    takes."""
+    batch, packed = more.pop("batch", 32), more.pop("packed", ())
     block = Block(mixer=mixer, ffn=more.pop("ffn", None), placement=more.pop("placement", "pre"))
-    return Arm(label, part, task, stack(block, task.vocab_size, **more), steps, batch, lengths)
+    return Arm(label, part, task, stack(block, task.vocab_size, **more), steps, batch, packed, lengths)
 
 
 def _mamba2(state: int, head_dim: int = 32) -> Mamba2:
@@ -313,7 +314,7 @@ def _list_ops(size: str) -> RunConfig:
 def _verbatim(size: str) -> RunConfig:
     smoke, large = size == "smoke", size == "accelerator"
     nouns = 40 if smoke else 500
-    gap = (5, 20) if smoke else (20, 800) if large else (20, 200)
+    gap = (5, 20) if smoke else (2, 800) if large else (2, 200)
     task = Vignettes(nouns=nouns, gap=gap, train_lengths=(3, 10), eval_lengths=(11, 12))
     width = 32 if smoke else 512 if large else 128
     # Widths that make the parameters about equal.
@@ -330,10 +331,11 @@ def _verbatim(size: str) -> RunConfig:
             label,
             mixer,
             task,
-            30 if smoke else 8000 if large else 1200,
+            30 if smoke else 8000 if large else 5000,
             part="vignettes",
             lengths=(3, 5) if smoke else (3, 5, 7, 10),
-            batch=32 if large else 8,
+            batch=8 if smoke else 150 if large else 20,
+            packed=(4, 128) if smoke else (32, 1024) if large else (6, 320),
             width=width,
             layers=6 if large else 2,
             ffn=Mlp(activation="gelu"),
@@ -343,8 +345,7 @@ def _verbatim(size: str) -> RunConfig:
     if smoke:
         return _config("verbatim", arms, (3e-3,), gaps=(5, 20), eval_examples=6, steps_per_call=10)
     gaps = (25, 100, 200, 400, 800) if large else (25, 100, 200, 400)
-    rates = (1e-3,) if large else (3e-3,)
-    return _config("verbatim", arms, rates, gaps=gaps, eval_examples=230, eval_rows=46)
+    return _config("verbatim", arms, (1e-3,), gaps=gaps, eval_examples=230, eval_rows=46)
 
 
 def _translation(size: str) -> RunConfig:

@@ -25,9 +25,11 @@ from experiments import state_space_report as report
 from experiments import study as frame
 from experiments.small_models import REPLOT, train
 from experiments.state_space_plan import Arm, RunConfig
-from experiments.state_space_reading import READERS, batch_of
+from experiments.state_space_reading import READERS, Batch, batch_of
 from jaxlm.core.config import renewed, to_dict
+from jaxlm.data.batch import pack_batch
 from jaxlm.data.loader import Loader
+from jaxlm.data.tasks.base import Example
 from jaxlm.model.decoder import Decoder
 from jaxlm.objective.next_token import NextToken
 from jaxlm.train.optimizer import Optimizer
@@ -49,7 +51,11 @@ class Runs:
         self.config, self.arm, self.progress = config, arm, progress
         self.model = Decoder(arm.model)
         places = arm.task.tokens_bound(arm.task.train_lengths[1]) - 1
-        self.loader = Loader(arm.task, arm.batch_size, collate=lambda rows: batch_of(arm, rows, places))
+
+        def collate(examples: list[Example]) -> Batch:
+            return pack_batch(examples, *arm.packed) if arm.packed else batch_of(arm, examples, places)
+
+        self.loader = Loader(arm.task, arm.batch_size, collate=collate)
         self.trainers: dict[float, Trainer] = {}
 
     def __call__(self, rate: float, seed: int) -> list[report.Row]:

@@ -69,6 +69,8 @@ class Arm(Spec):
       model: everything about it.
       steps: of training.
       batch_size: examples per step.
+      packed: rows and places that the examples of a step are packed into (`jaxlm.data.batch.pack_batch`; those that do
+        not fit are left out); () for a row each.
       lengths: at which it is read, of those the task has.
     """
 
@@ -78,11 +80,21 @@ class Arm(Spec):
     model: ModelSpec = ModelSpec()
     steps: int = 1000
     batch_size: int = 32
+    packed: tuple[int, ...] = ()
     lengths: tuple[int, ...] = (10,)
 
     def check(self) -> None:
         who = f"arm {self.label!r}"
         require(min(self.steps, self.batch_size) > 0, f"{who}: steps and batch_size must be positive")
+        require(
+            not self.packed or (len(self.packed) == 2 and min(self.packed) > 0 and self.causal),
+            f"{who}: packed: expected rows and places, and a causal model, got {self.packed}",
+        )
+        longest = self.task.tokens_bound(self.task.train_lengths[1]) - 1
+        require(
+            not self.packed or self.packed[1] >= longest,
+            f"{who}: packed: the longest example needs {longest} places, got {self.packed}",
+        )
         low = min(self.task.train_lengths[0], self.task.eval_lengths[0])
         high = max(self.task.train_lengths[1], self.task.eval_lengths[1])
         require(

@@ -65,3 +65,37 @@ def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]
             raise ConfigError(f"pad_batch: example {row} has no places, which others have")
         ids[row, : len(example.places) - 1] = example.places[:-1]
     return {**batch, "position_ids": ids}
+
+
+def pack_batch(examples: Sequence[Example], rows: int, length: int) -> dict[str, np.ndarray]:
+    """Examples end to end in so many rows, each where it fits first, whole; one that fits nowhere is left out.
+
+    For examples of very different lengths, of which `pad_batch` would make rows that are mostly padding. Segment ids and
+    positions say where each begins, so models that are given them see what they would see of it alone.
+
+    Returns:
+      the batch (see the module's docstring), B = ``rows``, L = ``length``.
+
+    Raises:
+      ConfigError: an example needs more than ``length`` places, or has places of its own.
+    """
+    each = [pad_batch([example], max(len(example.tokens) - 1, 1)) for example in examples]
+    names = ("tokens", "targets", "weights", "segment_ids", "positions")
+    batch = {name: np.full((rows, length), PAD if name in names[:2] else 0, each[0][name].dtype) for name in names}
+    used, count = np.zeros(rows, int), np.zeros(rows, int)
+    for index, one in enumerate(each):
+        size = one["tokens"].shape[1]
+        if size > length:
+            raise ConfigError(f"pack_batch: example {index} needs {size} places, got length {length}; try tokens_bound")
+        if "position_ids" in one:
+            raise ConfigError(f"pack_batch: example {index} has places of its own; use pad_batch")
+        fits = np.flatnonzero(used + size <= length)
+        if not fits.size:
+            continue
+        row, start = fits[0], used[fits[0]]
+        count[row] += 1
+        one["segment_ids"] = one["segment_ids"] * count[row]
+        for name in names:
+            batch[name][row, start : start + size] = one[name][0]
+        used[row] += size
+    return batch

@@ -9,7 +9,7 @@ import pytest
 from jaxlm.core import registry
 from jaxlm.core.config import from_dict, make, to_dict
 from jaxlm.core.errors import ConfigError
-from jaxlm.data.batch import pad_batch
+from jaxlm.data.batch import pack_batch, pad_batch
 from jaxlm.data.tasks.base import BOS, EOS, PAD, SEP, SPECIALS, Example
 
 NAMES = sorted(registry.methods("task"))
@@ -239,6 +239,38 @@ def test_batch_of_examples_with_places():
     np.testing.assert_array_equal(pad_batch([given], 6)["position_ids"], [[2, 3, 2, 3, 0, 0]])
     with pytest.raises(ConfigError, match="example 1 has no places"):
         pad_batch([given, dataclasses.replace(given, places=None)], 6)
+
+
+def test_packed_examples_are_whole_and_those_left_out_fit_nowhere():
+    task = registry.get("task", "vignettes")(nouns=30, gap=(1, 30), train_lengths=(1, 4), eval_lengths=(5, 5))
+    examples, size = [task[i] for i in range(12)], 80
+    batch = pack_batch(examples, 5, size)
+    alone, found = pad_batch(examples, size), []
+    for row in range(5):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            places = np.flatnonzero(batch["segment_ids"][row] == segment)
+            assert (np.diff(places) == 1).all()
+            names = ("tokens", "targets", "weights", "positions")
+            same = [
+                all(np.array_equal(batch[name][row, places], alone[name][i, : len(places)]) for name in names)
+                and len(example.tokens) - 1 == len(places)
+                for i, example in enumerate(examples)
+            ]
+            found += [int(np.flatnonzero(same)[0])]
+    assert len(set(found)) == len(found) and 5 < len(found) < 12
+    room = (batch["segment_ids"] == 0).sum(1).max()
+    assert all(len(examples[i].tokens) - 1 > room for i in set(range(12)) - set(found))
+    empty = batch["segment_ids"] == 0
+    assert empty.any() and all(not batch[name][empty].any() for name in ("tokens", "targets", "weights", "positions"))
+
+
+def test_bad_packing_is_refused():
+    task = registry.get("task", "reverse_mc")()
+    with pytest.raises(ConfigError, match="pack_batch: example 0 needs 22 places, got length 21"):
+        pack_batch([task.at(10, 0)], 2, 21)
+    tokens = np.array([BOS, 7, SEP, 9, EOS], np.int32)
+    with pytest.raises(ConfigError, match="example 0 has places of its own"):
+        pack_batch([Example(tokens, prompt_length=3, length=1, places=np.zeros(5, np.int32))], 1, 8)
 
 
 def test_the_streams_are_pinned():

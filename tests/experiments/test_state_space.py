@@ -181,6 +181,8 @@ def test_the_binary(tmp_path):
         (lambda c: {"settings": (Setting(), Setting("x2", forget=2.0))}, ("'attention'", "'mamba2'")),
         (lambda c: {"arms": ({**to_dict(c.arms[0]), "lengths": (9,)},)}, ("'attention'", "2..3", "(9,)")),
         (lambda c: {"arms": (arm_of("a", Mamba2(head_dim=5)),)}, ("Mamba2.head_dim", "5")),
+        (lambda c: {"arms": (arm_of("a", Mamba2(), packed=(4,)),)}, ("'a'", "packed", "rows and places")),
+        (lambda c: {"arms": (arm_of("a", Mamba2(), packed=(4, 10)),)}, ("'a'", "packed", "(4, 10)")),
         (lambda c: {"settings": (Setting(), Setting("w", window=65))}, ("65 tokens", "buffer of 64")),
         (lambda c: {"settings": (Setting(), Setting("w", window=8, limit=1.0))}, ("ForgetfulMamba2.limit", "one of")),
     ],

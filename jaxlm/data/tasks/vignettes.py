@@ -38,7 +38,8 @@ class Vignettes(Task):
 
     Attributes:
       nouns: that lists are drawn from, without replacement.
-      gap: words of text between the lists, the least and the most.
+      gap: words of text between the lists, the least and the most; its logarithm is drawn uniformly, for heads that
+        look a list up are learned from near ones.
       condition: of the second list in evaluation: ``"repeat"``, ``"permute"`` (never the same order, if there is
         another) or ``"novel"`` (none of the first list's nouns).
       repeats: the share of training documents whose second list is the first.
@@ -89,7 +90,9 @@ class Vignettes(Task):
             order = rng.permutation(length)
             order = np.roll(order, 1) if (order == np.arange(length)).all() else order
             second = [first[i] for i in order]
-        count = int(rng.integers(self.gap[0], self.gap[1] + 1))
+        low, high = self.gap
+        # As each number's share of the logarithmic scale, and never above the most.
+        count = min(int(low * ((high + 1) / low) ** rng.random()), high)
         text: list[str] = []
         while len(text) < count:
             text += _sentence(rng)
