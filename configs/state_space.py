@@ -101,8 +101,10 @@ def _config(study: str, arms: list[Arm], rates: tuple[float, ...], **more: Any) 
 
 
 def _arm(label: str, mixer: Any, task: Task, steps: int, *, part: str, lengths: tuple[int, ...], **more: Any) -> Arm:
-    """An arm whose model is blocks of one mixer; ``more`` has ``ffn``, ``placement``, ``batch``, ``packed``, what `stack`
-    takes."""
+    """An arm whose model is blocks of one mixer.
+
+    ``more`` has ``ffn``, ``placement``, ``batch``, ``packed``, and what `stack` takes.
+    """
     batch, packed = more.pop("batch", 32), more.pop("packed", ())
     block = Block(mixer=mixer, ffn=more.pop("ffn", None), placement=more.pop("placement", "pre"))
     return Arm(label, part, task, stack(block, task.vocab_size, **more), steps, batch, packed, lengths)

@@ -9,7 +9,6 @@ held-out text, and in the paper's unigram-normalised loss, to which its three fi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -112,7 +111,7 @@ class Vocabulary(Study):
                 continue
             seeds = set.intersection(*(set(values) for values in best.values()))
             rises = {s: min(np.diff(np.log2([best[width][s] for width in sorted(best)]))) for s in seeds}
-            yield Line(f"best vocabulary by {measure}, doublings from width to width, least", 0.0, True, rises)
+            yield Line(f"best V by {measure}: doublings from width to width", 0.0, True, rises)
             ends = {s: float(np.log2(best[max(best)][s] / best[min(best)][s])) for s in seeds}
             yield Line("  from the least width to the greatest", 0.1, True, ends)
 
@@ -133,39 +132,40 @@ class Vocabulary(Study):
 
     def notes(self, found: Results) -> list[str]:
         """What is best, and whether the grid holds it; the paper's three fits, beside the published exponents."""
-        best = self._best(found, BITS)
-        if len(best) < 2:
+        best = {measure: self._best(found, measure) for measure in (BITS, NORMALISED)}
+        if min(map(len, best.values())) < 2:
             return []
-        lines = [f"best vocabulary by {measure}: {self._described(found, measure)}" for measure in (BITS, NORMALISED)]
         label = f"V {self.vocabularies[0]}"
-        size = {width: float(np.median(list(found.of(f"width {width}", label, "N").values()))) for width in best}
-        vocabulary = [math.log(width * float(np.median(list(best[width].values())))) for width in best]
-        spent = [math.log(self._budget(width)) for width in best]
-        slope = lambda x: float(np.polyfit(x, vocabulary, 1)[0])
+        size = [float(np.median(list(found.of(f"width {w}", label, "N").values()))) for w in best[BITS]]
+        spent = [self._budget(width) for width in best[BITS]]
+
+        def exponents_of(x: list[float]) -> str:
+            """Of the best V d against x, by each measure."""
+            found = []
+            for measure, by_width in best.items():
+                vd = [width * float(np.median(list(values.values()))) for width, values in by_width.items()]
+                found.append(f"{np.polyfit(np.log(x), np.log(vd), 1)[0]:.2f} by {measure}")
+            return ", ".join(found)
+
+        lines = [f"best V by {measure}: {self._described(values)}" for measure, values in best.items()]
         lines += [
-            f"the three fits to these models, the first two to what is best by {BITS}:",
-            f"  1 (equal operations) vocabulary parameters ~ operations ^ {slope(spent):.2f}, published .42",
-            f"  2 (derivative)       vocabulary parameters ~ other parameters ^ "
-            f"{slope([math.log(size[width]) for width in best]):.2f}, published .84",
+            "the three fits to these models, V d being the vocabulary's parameters:",
+            f"  1 (equal operations) V d ~ operations ^ {exponents_of(spent)}; published .42",
+            f"  2 (derivative)       V d ~ other parameters ^ {exponents_of(size)}; published .84",
         ]
         try:
             law = fit(self._points(found))
             exponents = f"{law.alpha2:.2f} of V d and {law.beta:.2f} of N and tokens"
-            lines.append(f"  3 (all losses)       exponents {exponents}, published .67 and .45")
+            lines.append(f"  3 (all losses)       exponents {exponents}; published .67 and .45")
         except ConfigError as error:
             lines.append(f"  3 (all losses)       {error}")
         return lines
 
-    def _described(self, found: Results, measure: str) -> str:
+    def _described(self, best: dict[int, dict[int, float]]) -> str:
         """The median of seeds by width; one at the end of the grid is a bound and not an optimum."""
-        low, high = min(self.vocabularies), max(self.vocabularies)
-
-        def one(value: float) -> str:
-            edge = " (the least tried)" if value <= low else " (the greatest tried)" if value >= high else ""
-            return f"{value:.0f}{edge}"
-
-        best = self._best(found, measure)
-        return ", ".join(f"width {width} {one(float(np.median(list(best[width].values()))))}" for width in best)
+        edges = {min(self.vocabularies): " (the least tried)", max(self.vocabularies): " (the greatest tried)"}
+        medians = {width: round(float(np.median(list(values.values())))) for width, values in best.items()}
+        return ", ".join(f"width {width} {value}{edges.get(value, '')}" for width, value in medians.items())
 
     def _points(self, found: Results) -> Points:
         """Every reading of every model."""

@@ -70,8 +70,8 @@ def pad_batch(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]
 def pack_batch(examples: Sequence[Example], rows: int, length: int) -> dict[str, np.ndarray]:
     """Examples end to end in so many rows, each where it fits first, whole; one that fits nowhere is left out.
 
-    For examples of very different lengths, of which `pad_batch` would make rows that are mostly padding. Segment ids and
-    positions say where each begins, so models that are given them see what they would see of it alone.
+    For examples of very different lengths, of which `pad_batch` would make rows that are mostly padding. Segment ids
+    and positions say where each begins, so models that are given them see what they would see of it alone.
 
     Returns:
       the batch (see the module's docstring), B = ``rows``, L = ``length``.
