@@ -90,6 +90,8 @@ def discretise(a: jax.Array, b: jax.Array, dt: jax.Array, rule: str = "zoh") -> 
     step = dt * a
     if rule == "zoh":
         return step, b * jnp.expm1(step) / a
+    # Abar = 0 has no logarithm; the next number above it has.
+    step = jnp.where(step == -2, -2 * (1 - jnp.finfo(step.dtype).eps), step)
     return jnp.log1p(step / 2) - jnp.log1p(-step / 2), b * dt / (1 - step / 2)
 
 
