@@ -246,11 +246,14 @@ def verbatim(found: Results) -> Iterator[Line]:
     def of(arm: Arm, condition: str, gap: int, nouns: int) -> dict[int, float]:
         return found.of(arm, gap, "surprisal", f"{condition} {nouns}")
 
-    def over(arm: Arm, how: Callable[..., float], condition: str, *, less: bool = False) -> dict[int, float]:
-        cells = [of(arm, condition, *cell) for cell in every]
+    def over(
+        arm: Arm, how: Callable[..., float], condition: str, *, less: bool = False, most: float = math.inf
+    ) -> dict[int, float]:
+        places = [place for place in every if place[0] <= most]
+        cells = [of(arm, condition, *place) for place in places]
         if less:
-            cells = [between(cell, of(arm, "repeat", *at)) for cell, at in zip(cells, every, strict=True)]
-        return {seed: how(cell[seed] for cell in cells) for seed in cells[0]}
+            cells = [between(cell, of(arm, "repeat", *at)) for cell, at in zip(cells, places, strict=True)]
+        return {seed: how(cell[seed] for cell in cells) for seed in (cells or [{}])[0]}
 
     for part in found.parts:
         by_label = {arm.label: arm for arm in found.arms(part, "")}
@@ -258,6 +261,9 @@ def verbatim(found: Results) -> Iterator[Line]:
         if transformer:
             yield from found.line("transformer: repeated, greatest of all lists and gaps", 30, False,
                                   over(transformer, max, "repeat"), transformer)  # fmt: skip
+            trained = transformer.task.gap[1]
+            yield from found.line(f"  of gaps as in training, up to {trained}", 30, False,
+                                  over(transformer, max, "repeat", most=trained), transformer)  # fmt: skip
             yield from found.line("transformer: permuted - repeated, least", 20, True,
                                   over(transformer, min, "permute", less=True), transformer)  # fmt: skip
         if lstm:
