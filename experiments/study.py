@@ -77,11 +77,13 @@ def save(rows: Iterable[tuple[Any, ...]], workdir: Path, kind: type, file: str =
 
 
 def add(rows: Iterable[R], workdir: Path, kind: type[R]) -> list[R]:
-    """Adds rows to those on file, which other processes may have added to since; returns all."""
+    """Adds rows to those on file, which other processes may have added to since.
+
+    Returns all as they are on file, rounded: what is decided by them is then decided the same when a study goes on.
+    """
     with _alone(workdir):
-        together = [*read(workdir, kind, missing_ok=True), *rows]
-        save(together, workdir, kind)
-    return together
+        save([*read(workdir, kind, missing_ok=True), *rows], workdir, kind)
+        return read(workdir, kind)
 
 
 @contextlib.contextmanager

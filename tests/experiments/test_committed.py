@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import committed, compile_kernels, render_results, studies_page
+from experiments import committed, compile_kernels, render_results, studies_page, study
 from experiments.committed import Result, results, stale
+from experiments.state_space_claims import Row, best_rate
 from jaxlm.core.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -84,6 +85,19 @@ def test_tables_of_benchmarks_are_what_their_json_says(tmp_path):
     table.write_text(table.read_text(encoding="utf-8").replace("jaxlm", "JAXLM"), encoding="utf-8")
     decode = next(one for one in found if one.name.endswith("decode.json"))
     assert render_results.changed(decode, tmp_path, check=True) == ["decode.txt"]
+
+
+@pytest.mark.parametrize(
+    "result", [one for one in ALL if one.folder.startswith("results/state_space/")], ids=lambda one: one.name
+)
+def test_every_seed_met_the_rate_that_is_named(result: Result):
+    """Where a table says "best of several learning rates", all seeds have that one, on file and in the table."""
+    assert result.config
+    rows = study.read(ROOT / result.folder, Row)
+    for arm in {(row.part, row.arm) for row in rows}:
+        rate = best_rate(rows, *arm, seed=result.config["seeds"][0])
+        met = {row.seed for row in rows if (row.part, row.arm, row.rate) == (*arm, rate)}
+        assert met == set(result.config["seeds"]), arm
 
 
 @pytest.mark.slow
