@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,11 @@ added = (f"--{name}={value}" for name, value in FLAGS.items() if name not in sai
 os.environ["XLA_FLAGS"] = " ".join([said, *added]).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+# How long an example takes says how busy the machine is, not whether the example is right.
+hypothesis.settings.register_profile("jaxlm", deadline=None)
+hypothesis.settings.load_profile("jaxlm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

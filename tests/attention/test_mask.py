@@ -118,7 +118,7 @@ def tiles(seen: np.ndarray, blocks: tuple[int, int]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(trees, st.integers(1, LENGTH), st.sampled_from([(4, 4), (5, 3), (8, 4), (7, 9)]))
 def test_the_three_lowerings_agree(mask: Mask, queries: int, blocks: tuple[int, int]) -> None:
     want = whole(mask, queries)
@@ -128,7 +128,7 @@ def test_the_three_lowerings_agree(mask: Mask, queries: int, blocks: tuple[int, 
     assert not want[np.triu_indices(queries, 1 + LENGTH - queries, LENGTH)].any() or not mask.causal
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.one_of(*ATOMS.values()), st.integers(1, LENGTH))
 def test_atoms_know_their_tiles_exactly(mask: Mask, queries: int) -> None:
     """Where one part alone is lowered, tiles it lists as possibly visible are."""
@@ -142,7 +142,7 @@ def test_atoms_know_their_tiles_exactly(mask: Mask, queries: int) -> None:
     np.testing.assert_array_equal(kinds > 0, tiles(want, blocks) > 0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(trees, st.integers(0, 2**32 - 1))
 def test_explicit_positions(mask: Mask, seed: int) -> None:
     """Positions with repeats and in any order, static and traced, are looked at where they are."""
@@ -180,7 +180,7 @@ def test_traced_masks(mask: Any, bare: dict[str, np.ndarray]) -> None:
     assert bound is None or bound >= block_map(mask(static), (LENGTH, LENGTH), (4, 4)).rows.counts.max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(*ATOMS.values()), st.integers(1, 7), st.integers(1, 7))
 def test_bounds_of_lists_hold(mask: Mask, block_q: int, block_k: int) -> None:
     bound = mask.most_blocks(block_q, block_k)
@@ -188,7 +188,7 @@ def test_bounds_of_lists_hold(mask: Mask, block_q: int, block_k: int) -> None:
         assert block_map(mask, (LENGTH, LENGTH), (block_q, block_k)).rows.counts.max() <= bound
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lists, st.integers(1, 9), st.integers(1, 9), st.integers(LENGTH - 3, LENGTH))
 def test_lists_of_blocks_on_tiles_of_any_shape(indices: Any, block_q: int, block_k: int, queries: int) -> None:
     """Static and traced (whose lists are as wide as the bound), with tiles smaller, larger and across the blocks."""
@@ -202,7 +202,7 @@ def test_lists_of_blocks_on_tiles_of_any_shape(indices: Any, block_q: int, block
             np.testing.assert_array_equal(seen, want)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trees)
 def test_masks_are_configuration(mask: Mask) -> None:
     """JSON both ways, hashing, and an honest count of keys."""

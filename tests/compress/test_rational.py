@@ -23,7 +23,7 @@ def test_round_trip_within_two_bits_of_the_information(given_text):
     assert ideal == pytest.approx(-math.log2(high - low), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(texts(longest=3))
 def test_it_is_the_shortest_and_smallest_cell(given_text):
     model, symbols = given_text

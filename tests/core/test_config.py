@@ -156,7 +156,7 @@ blocks = st.fixed_dictionaries(
 groups = st.fixed_dictionaries({"pattern": st.lists(blocks, min_size=1, max_size=3), "repeats": st.integers(1, 5)})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.fixed_dictionaries(
         {

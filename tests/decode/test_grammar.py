@@ -83,7 +83,7 @@ def goes_on(rules: dict[str, list[list[str]]], start: str, text: str) -> bool:
         found |= new
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(random_rules)
 @example({"A": [["C"]], "B": [], "C": [["b", "a"], ["a", "A", "A"]]})  # the shortest string from aaaa has 14 letters
 def test_states_are_exact_for_any_grammar(rules):
@@ -103,7 +103,7 @@ def test_states_are_exact_for_any_grammar(rules):
             assert (state != DEAD) == goes_on(rules, "A", text)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(random_rules, st.integers(0, 2))
 def test_tables_are_the_grammar_to_a_depth(rules, depth):
     """No string too many; and of those within the depth none too few."""
@@ -143,7 +143,7 @@ def test_regex_and_grammar_have_the_same_automaton(pattern):
 CODES = [0, 0x41, 0x7F, 0x80, 0x7FF, 0x800, 0xFFF, 0x1000, 0xD7FF, 0xE000, 0xFFFD, 0xFFFF, 0x10000, 0x3FFFF, 0x10FFFF]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 0x10FFFF), st.integers(0, 0x10FFFF)), min_size=1, max_size=3), st.booleans())
 def test_ranges_of_characters_are_their_utf8(ranges, negated):
     spans = [(min(span), max(span)) for span in ranges]

@@ -118,7 +118,7 @@ def test_all_cosines_negative():
     np.testing.assert_allclose(nearest_softmax(similar, 2, 0.1), nearest_softmax(similar + 5.0, 2, 0.1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=7))
 def test_sparsemax_is_the_projection_on_the_simplex(z):
     """Against the optimality conditions: w >= 0, sum 1, and z - w is constant where w > 0, no larger elsewhere."""

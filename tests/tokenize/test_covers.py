@@ -49,7 +49,7 @@ def test_neighbours_decide_encodings(seed, split):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([*RULES, ("gpt2",), ("digits_r2l_3",)]), st.text("ab c\n1", max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_covers_are_the_valid_ones_of_all(seed, split, prefix):
     tokenizer, ids = random_bpe(seed, b"ab c\n1", split)
     every = covers(tokenizer, prefix, ids, valid=False)
@@ -119,7 +119,7 @@ def test_who_has_the_rule():
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sums_over_the_vocabulary(seed):
     rng = np.random.default_rng(seed)
     size, letters = rng.integers(1, 60), rng.integers(254, 256) - rng.integers(1, 4)
