@@ -44,6 +44,12 @@ def test_rows_added_at_the_same_time_are_all_there(tmp_path):
     )
 
 
+def test_what_is_added_comes_back_as_it_is_on_file(tmp_path):
+    """A third is no longer a third: what is decided in the run is what would be decided by the file."""
+    found = study.add([Row("a", 0, 1 / 3)], tmp_path, Row)
+    assert found == study.read(tmp_path, Row) and found[0][2] != 1 / 3
+
+
 def share_of(jobs, value):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
