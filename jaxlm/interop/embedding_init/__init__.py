@@ -1,6 +1,7 @@
 """First embeddings of a vocabulary's new tokens, one method a file, on the contract of `embedding_init.base`."""
 
 METHODS = {
+    "normal": "normal:Normal",
     "random": "random:Random",
     "covariance": "covariance:Covariance",
     "mean": "mean:Mean",
