@@ -8,10 +8,12 @@ positions go on from its own length. A row's text depends on its prompt, its id 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ import numpy as np
 
 from jaxlm.core import config
 from jaxlm.core.config import require
-from jaxlm.core.errors import choose, shown
+from jaxlm.core.errors import ConfigError, choose, shown
 from jaxlm.core.types import Params
 from jaxlm.decode import loop
 from jaxlm.decode.processor import Processor, Processors, make_all
@@ -130,8 +132,10 @@ def generate(
         params = {**params, "position": _prepare_positions(spec, params["position"])}
     capacities = policy.capacities(size, size + new - 1)
     tokens = jnp.asarray(prompt, jnp.int32)
-    progress, state = loop.start(spec, policy, capacities[0], new, params, tokens, request, memory)
+    with _refusals():
+        progress, state = loop.start(spec, policy, capacities[0], new, params, tokens, request, memory)
 
+    @_refusals()
     def advance(progress: loop.Progress, state: Any, until: int) -> tuple[loop.Progress, Any]:
         """Up to ``until`` tokens; caches that are full grow on the way."""
         step = int(progress.step)
@@ -156,6 +160,18 @@ def generate(
             return progress.out
         seen, until = counts, int(progress.step) + stream_every
         progress, state = advance(dataclasses.replace(progress, done=jnp.asarray(done)), state, min(until, new))
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What a processor refuses on the host, inside the compiled loop, is raised as it was there."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        refused = re.search(r"ConfigError: (.+)", str(error))
+        if refused is None:
+            raise
+        raise ConfigError(refused[1]) from None
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -324,7 +324,12 @@ S = {"S": [["a", "S"], ["b"]]}
         (lambda: Vocabulary((b"a",), (1,)), "token \\[1\\] is outside the vocabulary of 1"),
         (lambda: token_table(regex("ac|b"), of("a", "b")), "after b'a'; next is one of b'c'"),
         (lambda: token_table(regex("é"), of(b"\xc3", "e")), r"next is one of b'\\xa9'"),
-        (lambda: Masks(regex("c"), of("a")).allowed(0), "no token of the vocabulary goes on"),
+        (lambda: Masks(regex("c"), of("a")), "after b''; next is one of b'c'"),
+        (lambda: Masks(regex("ac|b"), of("a", "b")), "after b'a'; next is one of b'c'"),
+        (
+            lambda: Masks(Grammar.from_text("S ::= 'c' S?"), of("a")).allowed(0),
+            "no token of the vocabulary goes on.*next is one of b'c'",
+        ),
     ],
 )
 def test_bad_input_is_one_line(call, message):

@@ -193,3 +193,18 @@ def test_threads_share_a_constraint():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(walk, range(8)))
     assert all(one == list(range(1, len(tokens) + 1)) for one in found) and matched.read == len(tokens)
+
+
+def test_a_grammar_that_the_vocabulary_cannot_go_on_with_is_one_line():
+    """At once where it cannot begin, and from inside the compiled loop where it comes to that only there."""
+    spec = tiny(vocab_size=3, repeats=1)
+    model, params = jaxlm.LanguageModel(spec), params_of(spec)
+    vocabulary = Vocabulary((b"", b"a", b"b"), (0,))
+    with pytest.raises(ConfigError, match="next is one of b'c'"):
+        Constrained(Masks(Grammar.from_text("S ::= 'c' S?"), vocabulary))
+    for text, wanted in (("S ::= 'a' 'c' S?", "c"), ("S ::= 'a' 'b' 'd' S?", "d")):
+        chain = [Constrained(Masks(Grammar.from_text(text), vocabulary))]
+        for stream in (None, lambda pieces: None):
+            with pytest.raises(ConfigError, match=f"no token .* next is one of b'{wanted}'") as error:
+                jaxlm.generate(model, params, np.array([[1], [2]]), 5, processors=chain, stream=stream)
+            assert "\n" not in str(error.value)

@@ -53,7 +53,7 @@ def test_every_method(name):
     np.testing.assert_array_equal(run(name, seed=1), run(name, seed=1))
     rows = run(name)[OLD:]
     low, high = SOURCE.min(0), SOURCE.max(0)
-    if name not in ("random", "covariance", "ofa"):  # averages lie among what they are averages of
+    if name not in ("normal", "random", "covariance", "ofa"):  # averages lie among what they are averages of
         assert ((rows >= low - 1e-9) & (rows <= high + 1e-9)).all()
 
 
@@ -68,6 +68,9 @@ def test_what_draws_has_the_moments_it_promises():
             np.cov(drawn.T) / np.outer(deviation, deviation), wanted / np.outer(deviation, deviation), atol=0.02
         )
     assert np.abs(np.corrcoef(SOURCE.T) - np.eye(D)).max() > 0.1  # or the two could not be told apart
+    drawn = run("normal", overlap=many, pieces=(), auxiliary_target=None)[OLD:]
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=0.02 * 0.02)
+    np.testing.assert_allclose(np.cov(drawn.T) / 0.02**2, np.eye(D), atol=0.03)
 
 
 def test_only_regular_rows_are_learned_from():

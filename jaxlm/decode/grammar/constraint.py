@@ -14,12 +14,12 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlm.core.config import require
+from jaxlm.core.errors import ConfigError, shown
 from jaxlm.decode.grammar import automaton
 from jaxlm.decode.grammar.automaton import DEAD, Dfa, States
 from jaxlm.decode.grammar.context_free import Grammar
 from jaxlm.decode.grammar.earley import Recogniser
-from jaxlm.decode.grammar.vocabulary import Vocabulary
+from jaxlm.decode.grammar.vocabulary import Vocabulary, token_table
 
 ENDED = -2  # after the end token, and after one that was not allowed: only the end token goes on
 KEPT = 1024  # masks, and matchers; a mask has a byte for each token of the vocabulary
@@ -59,7 +59,9 @@ class Constraint(abc.ABC):
             mask = self._masks.get(state)
             if mask is None:
                 mask = self._allowed(state)
-                require(mask.any(), "no token of the vocabulary goes on with what the constraint allows")
+                if not mask.any():
+                    hint = self._hint(state)
+                    raise ConfigError(f"no token of the vocabulary goes on with what the constraint allows{hint}")
                 mask.setflags(write=False)
                 if len(self._masks) >= KEPT:
                     self._masks.clear()
@@ -71,6 +73,10 @@ class Constraint(abc.ABC):
         with self._lock:
             inside = token < len(self.vocabulary) and self.allowed(state)[token]
             return self._advance(state, token) if inside and token not in self.vocabulary.end else ENDED
+
+    def _hint(self, state: int) -> str:
+        """What would go on, where that is known, for the message."""
+        return ""
 
     def may_end(self, state: int) -> bool:
         """Whether the text may end here."""
@@ -90,6 +96,10 @@ class Masks(Constraint):
     Args:
       language: a grammar, an automaton, or other states over bytes.
       vocabulary: of the model.
+
+    Raises `ConfigError` for an automaton that the tokens cannot spell to its end from somewhere, as `Automaton.of`
+    does. Of a grammar that is not looked into so far: with a vocabulary that lacks bytes of it, a text may come where
+    no token goes on, and `allowed` (and generation) says so then.
     """
 
     def __init__(self, language: Grammar | States, vocabulary: Vocabulary) -> None:
@@ -97,6 +107,7 @@ class Masks(Constraint):
         self.states: States = Recogniser(language) if isinstance(language, Grammar) else language
         if isinstance(self.states, Dfa):
             self.states = automaton.reduced(self.states, "automaton")  # so that what goes on also comes to an end
+            token_table(self.states, vocabulary)
 
     @property
     def start(self) -> int:
@@ -104,6 +115,10 @@ class Masks(Constraint):
 
     def _allowed(self, state: int) -> NDArray[np.bool_]:
         return self.vocabulary.allowed(self.states, state)
+
+    def _hint(self, state: int) -> str:
+        wanted = bytes(byte for byte in range(256) if self.states.step(state, byte) != DEAD)
+        return f"; next is one of {shown(wanted)}"
 
     def _advance(self, state: int, token: int) -> int:
         after = automaton.run(self.states, self.vocabulary.token_bytes[token], state)

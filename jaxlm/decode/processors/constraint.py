@@ -39,6 +39,8 @@ class Constrained(Processor):
         require(
             good, f"constraint: expected a jaxlm.decode.grammar.constraint.Constraint, got {shown(self.constraint)}"
         )
+        if self.constraint is not None:
+            self.constraint.allowed(self.constraint.start)  # a text that cannot begin is refused now
 
     def check_vocabulary(self, size: int) -> None:
         if self.constraint is not None:
