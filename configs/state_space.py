@@ -8,7 +8,7 @@ b2 .95 and weight decay .1, cosine to 5 % after 5 % of warm-up, gradients clippe
 rates are given, each is tried with seed 0 and the best serves all seeds, and the table says so.
 
 Expected (limits that the tables print beside what was found; docs/state_space.md says what those that were run at size
-met and missed; verbatim is not finished):
+met and missed):
 recall: attention >= .95; mamba2 >= .95 with N = 32, <= .4 with N = 2, and not falling from one N to the next by > .05.
 copying: attention >= .95 at 32; mamba2 with N = 4 <= .6 at 32 and >= .9 at 8; .5 to 2 bits per state float at the knee.
 tracing: from the trained length to twice that, mamba2's accuracy falls by <= .05 with a look-back of 1 or 2; without a
@@ -25,7 +25,7 @@ The `accelerator` presets: as `study`, at sizes nearer to the papers'; not yet r
 
 Hardware and wall time: each `smoke` under 60 s; the `study` presets of recall, collapse (pauses of some 16 minutes
 counted) and copying took 46, 43 and 23 minutes on 2 CPU cores that did other work too, passkey some 40, translation
-57, tracing 75 and verbatim some 260 on one such core, and the others should take 15 to 90; `accelerator` on one GPU or
+57, tracing 75 and verbatim some 170 on one such core, and the others should take 15 to 90; `accelerator` on one GPU or
 TPU chip, wall time not measured.
 """
 

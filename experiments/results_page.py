@@ -1,6 +1,6 @@
 """Puts what committed results and the library itself say into the pages that tell of them, between marks:
 
-    <!-- found: results/tokenization/markov -->      lines that passed or missed, figure, command, commit, versions
+    <!-- found: results/tokenization/markov -->      claim, lines that passed or missed, figure, command, versions
     <!-- table: results/benchmark/decode.txt -->     a file as it stands
     <!-- methods: patcher -->                        the methods of a slot: what each is, its claim, its paper
     <!-- positions: encodings -->                    and others of `KINDS`, each a module of its own
@@ -103,11 +103,13 @@ def methods(slot: str) -> str:
 
 
 def found(result: Result, root: Path, beside: Path) -> str:
-    """What a study found, for a page in the folder ``beside``."""
+    """What a study claims to test and what it found, for a page in the folder ``beside``."""
     folder, last = root / result.name, result.runs[-1]
-    lines = next((part for part in _text(folder / "table.txt").split("\n\n") if part.startswith("line ")), None)
+    head, *parts = _text(folder / "table.txt").split("\n\n")
+    lines = next((part for part in parts if part.startswith("line ")), None)
     link = lambda path: Path(os.path.relpath(path, beside)).as_posix()
-    shown = [f"{BLOCK}\n{lines or _text(folder / 'table.txt')}\n{BLOCK}"]
+    shown = [f"*Claim:* {' '.join(head.partition(': ')[2].split())}."] if lines else []
+    shown += [f"{BLOCK}\n{lines or _text(folder / 'table.txt')}\n{BLOCK}"]
     shown += [f"![{figure.stem}]({link(figure)})" for figure in sorted(folder.glob("*.png"))]
     machine = f"{last['hardware']['cores']} cores ({last['hardware']['cpu']}), jax {last['versions']['jax']}"
     files = " and ".join(f"[`{name}`]({link(folder / name)})" for name in ("table.txt", "results.csv"))

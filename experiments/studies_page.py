@@ -80,8 +80,10 @@ def verdicts(text: str) -> str:
     found = [re.split(r"\s{2,}", line)[-1] for line in part.splitlines()[1:]]
     if not found:
         return "-"
-    passed, median = (sum(one.startswith(word) for one in found) for word in ("pass", "pass by median"))
-    return f"{passed} of {len(found)}" + (f" ({median} by the median only)" if median else "")
+    good = [one for one in found if one.startswith("pass")]
+    median, idle = (sum(word in one for one in good) for word in ("pass by median", "not converged"))
+    but = [f"{median} by the median only"] * bool(median) + [f"{idle} with runs that did not converge"] * bool(idle)
+    return f"{len(good)} of {len(found)}" + (f" ({', '.join(but)})" if but else "")
 
 
 def _told(root: Path) -> dict[str, Path]:

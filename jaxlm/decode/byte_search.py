@@ -74,7 +74,8 @@ class SearchBytes(ByteModel):
       ends: ids that end a text; None for the tokenizer's. The model's rows may be longer than its vocabulary.
       most: left parts of one cut that are followed before giving up.
 
-    Raises `ConfigError` for an unknown convention, or tokens that do not stand for bytes.
+    Raises `ConfigError` for an unknown convention, or tokens that do not stand for bytes; `start` also for a prompt
+    that the tokenizer does not give back (a normalizer's doing).
     """
 
     def __init__(
@@ -180,6 +181,13 @@ class _Row:
             self._new = [(0, (), view.pieces.ids, True)]
             return
         self.text = prompt.data
+        if (whole := encoded(view.tokenizer, self.text)) is not None:
+            read = view.tokenizer.decode_bytes(np.array(whole, np.int64))
+            require(
+                read == self.text,
+                f"the {view.tokenizer.name!r} tokenizer changes {self.text[-20:]!r} to {read[-20:]!r}; there are no "
+                "probabilities of such a text",
+            )
         size = len(self.text)
         for cut in range(max(0, size - view.pieces.longest), size + 1):
             found = view.following(self.text[:cut], self.text[cut:])

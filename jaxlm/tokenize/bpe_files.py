@@ -9,8 +9,8 @@ and the map from them to the file's. What is read encodes as the library tokeniz
     merges of tokens        that nothing makes: never fire; left out and noted
     ignore_merges           (whole pieces are looked up first) changes nothing if merging makes every token
 
-Refused are normalizers, dropout, marks of word parts, bytes without a token, tokens of text that were added, and
-pre-tokenizers of other kinds. As everywhere here, text never makes a special token.
+Refused are normalizers, dropout, two tokens of one id, marks of word parts, bytes without a token, tokens of text that
+were added, and pre-tokenizers of other kinds. As everywhere here, text never makes a special token.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jaxlm.core.errors import ConfigError, shown
 from jaxlm.tokenize.base import BOS, EOS, PAD, read_json
 from jaxlm.tokenize.bpe import BpeTokenizer, unreachable
 from jaxlm.tokenize.byte_alphabet import alphabet, printed
+from jaxlm.tokenize.hf import check_ids
 from jaxlm.tokenize.pretokens import GPT2
 
 FILE, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -161,6 +162,7 @@ def _built(
     where: str,
 ) -> Imported:
     """A tokenizer of spelled merges."""
+    check_ids({**vocabulary, **specials}, where)
     ranks: dict[tuple[str, str], int] = {}
     makers: dict[str, list[int]] = {}
     for i, pair in enumerate(merges):

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlm.core.config import from_dict, require
-from jaxlm.core.errors import ConfigError
+from jaxlm.core.errors import ConfigError, shown
 from jaxlm.tokenize.base import BOS, EOS, FORMAT, PAD, Tokenizer, read_json, read_saved
 from jaxlm.tokenize.byte_alphabet import alphabet
 
@@ -35,6 +35,7 @@ FILE = "tokenizer.json"
 # Where special tokens are named; the first that knows one is believed.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 _ROLES = {BOS: "bos_token", EOS: "eos_token", PAD: "pad_token"}
+_GAPS = 1 << 20  # ids without a token; tables have a row for each
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -196,6 +197,7 @@ class HfTokenizer(Tokenizer):
     @functools.cached_property
     def _library(self) -> Any:
         definition = json.dumps(self._files.get(FILE))  # what is wrong with the file first
+        _check_encoding(self._files.get(FILE), self.path)
         try:
             import tokenizers
         except ImportError:
@@ -205,6 +207,7 @@ class HfTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing more special
             reason = " ".join(str(error).split())[:120]
             raise ConfigError(f"{self.path}: not a {FILE} that tokenizers can read: {reason}") from None
+        check_ids(library.get_vocab(with_added_tokens=True), self.path)
         library.no_truncation()  # some checkpoints cut and pad, which is not a tokenizer's business
         library.no_padding()
         library.encode_special_tokens = True  # "<eos>" in a text is five characters
@@ -295,6 +298,26 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         size <= vocab_size,
         f"the {tokenizer.name!r} tokenizer has ids 0..{size - 1}, the model's vocabulary only 0..{vocab_size - 1}; "
         "they belong to different checkpoints",
+    )
+
+
+def check_ids(ids: Mapping[str, int], where: str) -> None:
+    """Raises `ConfigError` if two tokens have one id (it could not be decoded), or an id is far beyond their number."""
+    tokens: dict[int, str] = {}
+    for token, i in ids.items():
+        first = tokens.setdefault(i, token)
+        require(first == token, f"{where}: tokens {first!r} and {token!r} have one id, {i}")
+    last = max(tokens, default=0)
+    require(last <= len(tokens) + _GAPS, f"{where}: token {tokens.get(last)!r} of {len(tokens)} has id {last}")
+
+
+def _check_encoding(content: Any, where: str) -> None:
+    """Raises `ConfigError` for what makes encoding random."""
+    model = content.get("model") if isinstance(content, dict) else None
+    dropout = model.get("dropout") if isinstance(model, dict) else None
+    require(
+        not dropout,
+        f"{where}: its model has dropout {shown(dropout)}, so a text has no one encoding; set it to null in {FILE}",
     )
 
 

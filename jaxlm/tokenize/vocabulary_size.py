@@ -8,7 +8,7 @@ characters, D = f(V) H tokens, F = 6 (N + V d) D FLOPs. Losses of different V ar
 Three laws for the best V, each from parameters N at the compute that the first law gives them:
 
     1  isoFLOPs     N = exp(-2.4846510) F^0.5,  V d = exp(-1.5890313) F^0.4163623
-    2  derivative   V d = 3145728 (N / 33e6)^0.8353974
+    2  derivative   V d = 3145728 (N / 33e6)^0.8353974, the exponent that of the roots of dF/dV (`derivative_root`)
     3  parametric   L_u = -E + A1/N^a1 + A2/(V d)^a2 + B/D^b with a1 = b; dL_u/dV = 0 at fixed F, N and d
 
 The third is a `Law`, and `fit` finds one from measurements. Its published coefficients belong to D = H f(V / 1000): the
@@ -80,6 +80,29 @@ def by_derivative(
     """
     require(non_vocab_params > 0, f"non_vocab_params: expected a positive number, got {non_vocab_params}")
     return known[1] * (non_vocab_params / known[0]) ** gamma
+
+
+def derivative_root(non_vocab_params: float, width: float | None = None) -> float:
+    """The V at which dF/dV = 0 for N, d and a fixed number of characters: fewest operations to read a text.
+
+    F is proportional to (N + V d) f(V), so the root is where d f + (N + V d) f' changes its sign, found by bisection in
+    ln V; 200,000, from where f is constant, if it does not before. Over the authors' sizes (33 M to 1.13 G, d theirs)
+    V d follows N^0.832, which they give as 0.835.
+
+    Args:
+      non_vocab_params: N.
+      width: d; by default the paper's for that N.
+    """
+    require(non_vocab_params > 0, f"non_vocab_params: expected a positive number, got {non_vocab_params}")
+    d = embedding_size(non_vocab_params) if width is None else width
+    require(d > 0, f"width: expected a positive number, got {d}")
+    low, high = 0.0, math.log(_CAP)
+    for _ in range(64):
+        log_v = (low + high) / 2
+        v_slope = 2 * 0.00639222 * log_v - 0.15811069  # V f'(V)
+        rising = d * tokens_per_char(math.exp(log_v)) + (non_vocab_params / math.exp(log_v) + d) * v_slope > 0
+        low, high = (low, log_v) if rising else (log_v, high)
+    return math.exp(high)
 
 
 def unigram_normalised_loss(nats: ArrayLike, ids: ArrayLike, counts: ArrayLike) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from jaxlm.tokenize.base import BOS
 from jaxlm.tokenize.bpe import BpeTokenizer
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.covers import covers
+from jaxlm.tokenize.hf import HfTokenizer
 from tests.tiny import params_of, slow, tiny
 from tests.tokenize.test_covers import byte_level as hf_byte_level
 
@@ -258,6 +261,26 @@ def test_files_of_other_tokenizers(tmp_path, use_regex):
         np.testing.assert_allclose(row[[*b"ab the\n", 256]], np.array(truth) - log_total, rtol=1e-6, atol=1e-5)
     texts = view.generate(prompts, 6, 1.0, jax.random.key(0))
     assert texts == search.generate(prompts, 6, 1.0, jax.random.key(0))
+
+
+def test_texts_that_a_normalizer_changes_are_refused(tmp_path):
+    """Whose encoding is that of another text; one that it leaves alone has the probabilities of the plain tokenizer."""
+    plain = hf_byte_level(tmp_path, False)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "lower" / "tokenizer.json").write_text(json.dumps(content))
+    shutil.copy(tmp_path / "tokenizer_config.json", tmp_path / "lower")
+    lower = HfTokenizer.from_folder(tmp_path / "lower")
+    spec = tiny({"position": "rotary"}, repeats=1, vocab_size=lower.vocab_size)
+    model, params = jaxlm.LanguageModel(spec), params_of(spec)
+    head = (lower.special(BOS),)
+    with pytest.raises(ConfigError, match="changes 'the Ca' to 'the ca'|changes b'the Ca' to b'the ca'") as error:
+        byte_view(model, params, lower).next_byte([Prompt(head, "the Ca")])
+    assert "\n" not in str(error.value)
+    found = byte_view(model, params, lower).next_byte([Prompt(head, "the ca")])[0, list(b"abt ")]
+    truth = byte_view(model, params, plain).next_byte([Prompt(head, "the ca")])[0, list(b"abt ")]
+    np.testing.assert_allclose(np.exp(found), np.exp(truth), rtol=1e-4)
 
 
 def test_what_an_end_of_a_text_decides_is_looked_up_once():

@@ -71,6 +71,8 @@ def test_a_broken_record_is_one_line(tmp_path):
 def test_verdicts_count_lines():
     text = "title\n\nline   limit   found\na   >= 1   pass\nb   <= 2   pass by median, not by worst\nc   >= 3   MISS\n"
     assert studies_page.verdicts(text) == "2 of 3 (1 by the median only)"
+    idle = text.replace("   pass\n", "   pass; not converged: seed 1\n")
+    assert studies_page.verdicts(idle) == "2 of 3 (1 by the median only, 1 with runs that did not converge)"
     assert studies_page.verdicts("a table") == "-"
 
 

@@ -273,6 +273,7 @@ sequence = lambda *steps: {"type": "Sequence", "pretokenizers": [*steps]}
         (changed(model__vocab={"a": "1"}), "vocab is not a map"),
         (changed(model__vocab={"a": 1, "b": 2, "ab": 3}), "merge 1 \\(ab c\\) is of 'c', not in the vocabulary"),
         (changed(model__vocab={"a": 1}, model__merges=[]), "no token for byte 0x21"),
+        (changed(model__vocab=settings(["a b", "ab c"])["model"]["vocab"] | {"ab": 3}), "tokens .* have one id, 3"),
         (changed(model__merges=None), "merges are not a list"),
         (changed(model__merges=["a b c"]), "merge 0 is 'a b c', not two tokens"),
         (changed(model__merges=[["a", 1]]), "merge 0 is"),

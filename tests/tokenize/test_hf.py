@@ -270,6 +270,23 @@ def test_bad_folders(tmp_path, folders, files, message):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model["vocab"].update(a=model["vocab"]["b"]), "tokens '[ab]' and '[ab]' have one id, "),
+        (lambda model: model["vocab"].update(a=2**31), "token 'a' of 302 has id 2147483648"),
+        (lambda model: model.update(dropout=0.1), "has dropout 0.1, so a text has no one encoding; set it to null"),
+    ],
+)
+def test_files_that_would_not_be_exact(tmp_path, folders, change, message):
+    content = json.loads((folders / "byte_level" / FILE).read_text())
+    change(content["model"])
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message) as error:
+        HfTokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda t: HfTokenizer().vocab_size, "HfTokenizer.path: name a folder with a tokenizer.json"),

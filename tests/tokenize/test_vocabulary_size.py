@@ -11,6 +11,7 @@ from jaxlm.tokenize.vocabulary_size import (
     Points,
     by_derivative,
     by_isoflops,
+    derivative_root,
     embedding_size,
     fit,
     flops,
@@ -51,6 +52,19 @@ def test_vocabularies_grow_more_slowly_than_models():
     iso = math.log(by_isoflops(flops_for(2e9)) / by_isoflops(flops_for(1e9)), 2)
     assert iso == pytest.approx(0.833, abs=1e-3) and math.log(by_derivative(2e9) / by_derivative(1e9), 2) < 1
     assert by_derivative(1e6, 0.5, known=(4e6, 100.0)) == 50
+
+
+@pytest.mark.parametrize(("n", "width"), [(1e5, 64), (4e5, 128), (33e6, None), (1.13e9, None), (3e8, 512)])
+def test_the_root_of_the_derivative_has_the_fewest_operations(n, width):
+    root, d = derivative_root(n, width), width or embedding_size(n)
+    sizes = np.geomspace(root / 4, min(root * 4, 200_000), 100_001)
+    assert sizes[flops(n, sizes, d, 1.0).argmin()] == pytest.approx(root, rel=1e-4)
+
+
+def test_the_roots_of_the_authors_sizes_have_their_exponent():
+    roots = [embedding_size(n) * derivative_root(n) for n in SIZES]
+    assert np.polyfit(np.log(SIZES), np.log(roots), 1)[0] == pytest.approx(0.8353974, abs=0.03)
+    assert derivative_root(1e13, 16) == pytest.approx(200_000)
 
 
 @pytest.mark.parametrize("law", [Law(), Law(e=2.0, a1=1.0, a2=0.5, b=3.0, alpha2=0.3, beta=0.7)])
@@ -117,6 +131,8 @@ SIX = Points(*grid()[:, :100:9], np.linspace(-4, -3, 12))
         (lambda: Law(a2=-1.0), "Law.a2: expected a positive number, got -1"),
         (lambda: Law().loss(1e6, 512, 64, 0), "tokens: expected positive numbers"),
         (lambda: Law().best_vocab(1e6, 64, -1.0), "positive parameters, width and budget"),
+        (lambda: derivative_root(0), "non_vocab_params: expected a positive number, got 0"),
+        (lambda: derivative_root(1e6, -1), "width: expected a positive number, got -1"),
         (lambda: unigram_normalised_loss([1.0], [0, 1], [1, 1]), r"one each, got \(1,\), \(2,\)"),
         (lambda: unigram_normalised_loss([], [], [1]), "the mean of no tokens"),
         (lambda: unigram_normalised_loss([1.0], [2], [1, 1]), r"expected 0\.\.1, got 2"),
