@@ -182,6 +182,8 @@ def table(mixture: Mixture, learned: MergeList) -> str:
         lines.append(f"merges that occur in no sample, passed over: {len(mixture.absent):,} ({shown})")
     if learned.redundant:
         lines.append(f"merges of the list that can never fire, removed: {len(learned.redundant):,}")
+    if not mixture.least:
+        lines.append("ranges were not asked for (--noranges), so shares that nothing determines are not found out")
     if mixture.unidentified:
         lines.append(f"NOT determined by these samples and merges: {', '.join(mixture.unidentified)}; see the ranges")
     return "\n".join(lines) + "\n"

@@ -36,6 +36,7 @@ from jaxlm.interop.save_vocabulary import save_vocabulary
 from jaxlm.interop.vocabulary import auxiliary_vectors, extend_vocabulary, swap_vocabulary
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork, Tables
 from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.bpe_files import notes_of
 from jaxlm.tokenize.hf import FILE, HfTokenizer, check_vocabulary
 from jaxlm.tokenize.overlap import overlap
 from jaxlm.train.progress import Progress
@@ -117,6 +118,8 @@ def main() -> int:
     print(f"{checkpoint}: {model.spec.vocab_size:,} rows, {source.vocab_size:,} tokens")
     print(f"{out}: {new_model.spec.vocab_size:,} rows, {target.vocab_size:,} tokens")
     print(done)
+    for note in (*notes_of(source), *notes_of(target)):
+        print(f"note: {note}")
     if texts:
         size = sum(map(len, texts))
         counts = [sum(len(one.encode(text)) for text in texts) for one in (source, target)]

@@ -27,7 +27,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,9 @@ def main() -> int:
         "renyi_order": report.ORDER,
     }
     (workdir / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    text = "\n\n".join([report.table(usages), *_vocabulary_tables(vocabularies), *_parity_table(parities)])
+    text = "\n\n".join(
+        [report.table(usages), *_vocabulary_tables(vocabularies), *_parity_table(parities), *_never_used(tokenizers)]
+    )
     (workdir / "table.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(
@@ -203,6 +205,14 @@ def _merges(path: Path) -> Tokenizer:
     tokenizer = from_hf(path).tokenizer
     require(tokenizer.merges, f"--tokenizers: {path}: there are no merges in it")
     return tokenizer
+
+
+def _never_used(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """Tokens and merges of byte pair encodings that no text brings out."""
+    from jaxlm.tokenize.bpe_files import notes_of
+
+    lines = [f"  {name}: {note}" for name, one in tokenizers.items() for note in notes_of(one)]
+    return ["\n".join(["never used:", *lines])] if lines else []
 
 
 def _digest(tokenizer: Tokenizer) -> str:

@@ -18,8 +18,9 @@ from experiments.panels import Panels
 from experiments.tokenization.frame import Arm, Found, Results, Run, Study
 from experiments.tokenization.recovery import recovery
 from jaxlm.core.config import require
+from jaxlm.data.categories import categories
 
-ERROR, UNIFORM = "log10 MSE", "log10 MSE of equal shares"
+ERROR, UNIFORM, BYTES = "log10 MSE", "log10 MSE of equal shares", "bytes of a category"
 SECONDS = "processor seconds to infer"
 TEXTS = {"other text": False, "the training text": True}
 
@@ -51,6 +52,9 @@ class MixtureRecovery(Study):
 
     def runner(self, arm: Arm, progress: frame.Report) -> Run:
         def run(seed: int) -> Iterator[Found]:
+            for number, category in enumerate(categories(seed)):
+                size = sum(map(len, (*category.train, *category.count)))
+                yield Found(BYTES, size, number, f"{category.name}: {category.source}")
             for merges in self.merges:
                 row, _ = recovery(seed, merges, same_text=TEXTS[arm.label])
                 yield Found(ERROR, row.pairs, merges)
@@ -69,6 +73,9 @@ class MixtureRecovery(Study):
             better = between(found.of("", other, UNIFORM, n), errors)
             yield Line("  below equal shares, mean", 1.5, True, {0: sum(better.values()) / len(better)})
             yield Line("  processor seconds to count and infer", 120, False, found.of("", other, SECONDS, n))
+            if slow := [merges for merges in self.merges if merges == 1000]:
+                seconds = found.of("", other, SECONDS, slow[0])
+                yield Line("1000 merges: processor seconds to count and infer", 60, False, seconds)
         if exact := found.of("", same, ERROR, n):
             yield Line(f"{n} merges, the training text itself: log10 MSE", -6.0, False, exact)
 
@@ -76,6 +83,15 @@ class MixtureRecovery(Study):
         at = lambda measure, n: lambda label: found.of(part, label, measure, n)
         errors = {f"{n} merges": at(ERROR, n) for n in self.merges}
         return {**errors, "equal shares": at(UNIFORM, self.merges[0]), "seconds": at(SECONDS, self.merges[-1])}
+
+    def notes(self, found: Results) -> list[str]:
+        """What the categories were: files of the machine, or languages in their place."""
+        kinds: dict[tuple[int, str], list[float]] = {}
+        for row in found.rows:
+            if row.measure == BYTES:
+                kinds.setdefault((row.at, row.setting), []).append(row.value)
+        lines = [f"  {max(sizes):>9,.0f}  {kind}" for (_, kind), sizes in sorted(kinds.items())]
+        return ["categories, bytes of both halves, and their sources:", *lines] if lines else []
 
     def panels(self, found: Results) -> Panels:
         out: Panels = {}

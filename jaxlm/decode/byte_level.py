@@ -19,8 +19,9 @@ Two ways, with the same answers:
 
     tree      plain byte pair encoding (`jaxlm.tokenize.adjacency`): everything in jit, one model step a byte and a slot
               of the cache a byte (`jaxlm.decode.byte_tree`)
-    search    any tokenizer, model and convention, on the host (`jaxlm.decode.byte_search`); a pass over the whole text
-              a byte. With expressions that look ahead, such as GPT-2's, this is the one
+    search    any tokenizer, model and convention, on the host (`jaxlm.decode.byte_search`); a step of the model a byte
+              from states that are kept (`jaxlm.decode.remembering`), or, where a model cannot keep them, a pass over
+              the whole text. With expressions that look ahead, such as GPT-2's, this is the one
 
 The tree takes one model step a byte where `jaxlm.generate` takes one a token, and its step costs more as the vocabulary
 and its longest token grow.

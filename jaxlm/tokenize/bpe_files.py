@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError, shown
-from jaxlm.tokenize.base import BOS, EOS, PAD, read_json
+from jaxlm.tokenize.base import BOS, EOS, PAD, Tokenizer, read_json
 from jaxlm.tokenize.bpe import BpeTokenizer, unreachable
 from jaxlm.tokenize.byte_alphabet import alphabet, printed
-from jaxlm.tokenize.hf import check_ids
+from jaxlm.tokenize.hf import HfTokenizer, check_ids
 from jaxlm.tokenize.pretokens import GPT2
 
 FILE, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -73,6 +73,28 @@ def from_hf(path: str | os.PathLike[str]) -> Imported:
         return _built(ids, merges, ("gpt2",), {}, str(path))
     tokens = dict.fromkeys([*alphabet(), *("".join(pair) for pair in merges)])
     return _built({token: i for i, token in enumerate(tokens)}, merges, ("gpt2",), {}, str(path))
+
+
+def notes_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What of a byte pair encoding no text ever uses, one line each; they do no harm but to the vocabulary.
+
+    Of a `BpeTokenizer`, or an `HfTokenizer` whose file `from_hf` reads; nothing of others, which are not looked into.
+    """
+    found: Imported | None = None
+    if isinstance(tokenizer, HfTokenizer):
+        try:
+            found = from_hf(tokenizer.path)
+        except ConfigError:
+            return ()
+    own = found.tokenizer if found else tokenizer
+    lost = unreachable(own) if isinstance(own, BpeTokenizer) else []
+    notes = found.notes if found else ()
+    if lost:
+        where = f"{tokenizer.path}: " if isinstance(tokenizer, HfTokenizer) else ""
+        shown_ones = ", ".join(repr(one.piece) for one in lost[:_NAMED])
+        more = ", ..." if len(lost) > _NAMED else ""
+        notes = (*notes, f"{where}{len(lost)} tokens that encoding never makes: {shown_ones}{more}")
+    return notes
 
 
 def to_hf(tokenizer: BpeTokenizer, folder: str | os.PathLike[str], *, adds_bos: bool = False) -> None:

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from jaxlm.core.errors import ConfigError
 from jaxlm.tokenize.base import BOS, EOS, PAD
 from jaxlm.tokenize.bpe import BpeTokenizer, unreachable
-from jaxlm.tokenize.bpe_files import FILE, MERGES, VOCABULARY, from_hf, to_hf
+from jaxlm.tokenize.bpe_files import FILE, MERGES, VOCABULARY, from_hf, notes_of, to_hf
+from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.tokenize.byte_alphabet import alphabet
 from jaxlm.tokenize.hf import HfTokenizer
 
@@ -340,3 +341,14 @@ def test_added_by_the_library(saved, tmp_path):
     reference.save(str(tmp_path / FILE))
     made = from_hf(tmp_path)
     assert made.tokenizer.specials == ("<|end|>", "<|pad|>", "<|late|>") and made.ids[-1] == SIZE
+
+
+def test_notes_name_what_no_text_uses(tmp_path):
+    """Of a file, tokens without merges and merges that never fire; of ours, tokens that encoding never makes."""
+    content = settings(["a b", "ab c"], extra=["zzq"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (note,) = notes_of(HfTokenizer(str(tmp_path)))
+    assert "1 tokens that nothing makes: zzq" in note
+    ours = BpeTokenizer(((97, 98), (98, 99), (256, 99), (97, 257)))  # a bc is never made: ab comes first
+    assert any("b'abc'" in note for note in notes_of(ours))
+    assert notes_of(BpeTokenizer(((97, 98),))) == () == notes_of(ByteTokenizer())

@@ -151,6 +151,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._tokens: list[tuple[str, str | Expression, int]] = []
+        self._depth = 0
         at = 0
         while at < len(text):
             line = text.count("\n", 0, at) + 1
@@ -211,9 +212,13 @@ class _Reader:
         self._at += 1
         if isinstance(value, str) and kind != "name":
             require((kind, value) == ("sign", "("), f"grammar, line {line}: unexpected {value}")
+            self._depth += 1
+            most = regex.DEEPEST
+            require(self._depth <= most, f"grammar, line {line}: more than {most} groups inside each other")
             part = self._either()
             require(self._peek() == ("sign", ")"), f"grammar, line {line}: ( without )")
             self._at += 1
+            self._depth -= 1
         else:
             part = Name(value) if isinstance(value, str) else value
         while (token := self._peek())[0] == "sign" and str(token[1])[0] in "*+?{":

@@ -19,6 +19,7 @@ from jaxlm.decode.grammar.automaton import DEAD, Dfa
 from jaxlm.decode.grammar.expression import LAST, Bytes, Either, Expression, Join, Range, Repeat, characters
 
 MOST_REPEATS = 1000
+DEEPEST = 100  # groups inside each other, and repetitions of one thing
 LOOSE = 16  # states of the expression for each state of the automaton: alternatives may share theirs
 _DIGIT, _SPACE = [(48, 57)], [(9, 13), (32, 32)]
 _WORD = [(48, 57), (65, 90), (95, 95), (97, 122)]
@@ -132,6 +133,7 @@ class Reader:
 
     def __init__(self, text: str, at: int = 0) -> None:
         self.text, self.at = text, at
+        self._depth = 0
 
     def error(self, what: str) -> ConfigError:
         return ConfigError(f"regex {shown(self.text)}: {what} at character {self.at}")
@@ -160,9 +162,11 @@ class Reader:
         return parts[0] if len(parts) == 1 else Join(tuple(parts))
 
     def _repeated(self) -> Expression:
-        part = self._atom()
+        part, count = self._atom(), 0
         while self.peek() in ("*", "+", "?", "{") and self.peek():
-            part = Repeat(part, *self.times())
+            part, count = Repeat(part, *self.times()), count + 1
+            if count > DEEPEST:
+                raise self.error(f"more than {DEEPEST} repetitions of one thing")
         return part
 
     def times(self) -> tuple[int, int | None]:
@@ -189,10 +193,14 @@ class Reader:
                 self.at += 2
             elif self.peek() == "?":
                 raise self.error("only (...) and (?:...) are groups")
+            self._depth += 1
+            if self._depth > DEEPEST:
+                raise self.error(f"more than {DEEPEST} groups inside each other")
             inner = self.either()
             if self.peek() != ")":
                 raise self.error("expected )")
             self.take()
+            self._depth -= 1
             return inner
         if sign == "[":
             return self.character_class()
