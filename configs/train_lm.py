@@ -30,12 +30,14 @@ import dataclasses
 
 from experiments.train_lm import Data, RunConfig
 from jaxlm.core.errors import choose
+from jaxlm.data.fill_in_middle import FillInMiddle
 from jaxlm.dist.mesh import Mesh
 from jaxlm.ffn.glu import Glu
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.patcher.entropy import EntropyPatcher
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
+from jaxlm.tokenize.base import BOS, EOS, FIM, PAD
 from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.optimizer import Optimizer
@@ -47,6 +49,7 @@ PRESETS = {
     "longer": "`small`, continued on rows of 1,024 bytes with base 500,000; --config.start names the run to continue",
     "longest": "`longer`, continued on rows of 4,096 bytes; --config.start names it",
     "patches": "`small` on patches that end where the next byte is hard to tell; --config.entropies says by what",
+    "infill": "`small`, half of its documents rearranged to fill in the middle (`experiments.generate --suffix`)",
     "gpu": "12 layers of width 768, bfloat16, rows of 1,024 bytes, one GPU",
     "tpu": "24 layers of width 1,024, bfloat16, rows of 2,048 bytes, parameters sharded over all chips",
 }
@@ -54,7 +57,7 @@ PRESETS = {
 
 def get_config(preset: str = "small") -> RunConfig:
     presets = {"smoke": _smoke, "small": _small, "longer": _longer, "longest": _longest, "patches": _patches}
-    presets |= {"gpu": _gpu, "tpu": _tpu}
+    presets |= {"infill": _infill, "gpu": _gpu, "tpu": _tpu}
     return presets[choose("preset", preset, PRESETS)]()
 
 
@@ -98,6 +101,15 @@ def _patches() -> RunConfig:
     patcher = EntropyPatcher(width=128, patches_per_byte=0.4, threshold=2.2)
     small = _small()
     return dataclasses.replace(small, model=dataclasses.replace(small.model, patcher=patcher))
+
+
+def _infill() -> RunConfig:
+    small, tokenizer = _small(), ByteTokenizer(specials=(BOS, EOS, PAD, *FIM))
+    return dataclasses.replace(
+        small,
+        model=dataclasses.replace(small.model, vocab_size=tokenizer.vocab_size),
+        data=dataclasses.replace(small.data, tokenizer=tokenizer, fill_in_middle=FillInMiddle()),
+    )
 
 
 def _gpu() -> RunConfig:

@@ -3,6 +3,7 @@
     python -m experiments.generate --workdir=runs/lm --prompt='def ' --max_new_tokens=200 --temperature=0.8 --seed=0
     python -m experiments.generate --checkpoint=models/llama --prompt='Once' --prompt='Twice' --top_p=0.9 --stop='. '
     python -m experiments.generate --checkpoint=models/llama --prompts=book.txt --extend=self_extend:4:8192
+    python -m experiments.generate --workdir=runs/infill --prompt='def add(a, b):' --suffix='    return c'
 
 Prints each prompt and what the model makes of it, up to the end of the document or the first of the stop strings. A
 single text is printed as it comes. Each sample of each prompt has noise of its own, whatever else is asked for.
@@ -22,12 +23,13 @@ from absl import flags
 from experiments import checkpoints, command
 from jaxlm.core.config import require
 from jaxlm.core.errors import ConfigError
+from jaxlm.decode.byte_prompt import fill_in_the_middle
 from jaxlm.decode.generate import generate
 from jaxlm.decode.processors.suppress import Suppress
 from jaxlm.eval.completion import Completion
 from jaxlm.model import extend
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.tokenize.base import Tokenizer
+from jaxlm.tokenize.base import FIM, Tokenizer
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -36,6 +38,15 @@ WORKDIR = flags.DEFINE_string(
 flags.DEFINE_alias("checkpoint", "workdir", flag_values=FLAGS)
 PROMPT = flags.DEFINE_multi_string("prompt", [""], "a text to continue; may be repeated", flag_values=FLAGS)
 PROMPTS = flags.DEFINE_string("prompts", None, "file of further texts to continue, one a line", flag_values=FLAGS)
+SUFFIX = flags.DEFINE_string(
+    "suffix",
+    None,
+    "what comes behind: each prompt is filled up to it, by a model trained to fill in the middle",
+    flag_values=FLAGS,
+)
+FIM_TOKENS = flags.DEFINE_list(
+    "fim_tokens", list(FIM), "the checkpoint's marks of prefix, suffix and middle, for --suffix", flag_values=FLAGS
+)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "how much to add at most", flag_values=FLAGS)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 for the likeliest token each time", flag_values=FLAGS)
 SEED = flags.DEFINE_integer("seed", 0, "of the sampling noise", flag_values=FLAGS)
@@ -76,7 +87,7 @@ def sample(show: Callable[[str], None] | None = None) -> list[str]:
     model, params = checkpoints.load(folder, DTYPE.value, STEP.value)
     tokenizer = checkpoints.tokenizer_of(folder, model, STEP.value)
     model, cache = _extended(model)
-    beginnings = [tokenizer.encode(prompt, bos=tokenizer.adds_bos) for prompt in prompts]
+    beginnings = [_ids(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, beginnings, strict=True):
         require(len(ids), f"--prompt={prompt!r} is no token of this checkpoint; give a text to continue")
     rows = [(i, n) for i in range(len(prompts)) for n in range(SAMPLES.value)]
@@ -112,9 +123,10 @@ def sample(show: Callable[[str], None] | None = None) -> list[str]:
         stream=take,
         stream_every=1 if alone else 16,
     )
+    behind = SUFFIX.value or ""
     if alone:
-        alone.update(completions[0].text, ended=True)
-    return [prompts[i] + completion.text for (i, _), completion in zip(rows, completions, strict=True)]
+        alone.update(completions[0].text + behind, ended=True)
+    return [prompts[i] + completion.text + behind for (i, _), completion in zip(rows, completions, strict=True)]
 
 
 class Printer:
@@ -144,6 +156,16 @@ def _prompts() -> list[str]:
         raise ConfigError(f"--prompts={PROMPTS.value} cannot be read: {error}") from None
     require(lines, f"--prompts={PROMPTS.value} is empty; expected a prompt a line")
     return [*(PROMPT.value if FLAGS["prompt"].present else []), *lines]
+
+
+def _ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """A prompt's tokens; with --suffix, what asks for the middle between the two."""
+    if SUFFIX.value is None:
+        return tokenizer.encode(prompt, bos=tokenizer.adds_bos)
+    marks = tuple(FIM_TOKENS.value)
+    require(len(marks) == 3, f"--fim_tokens={','.join(marks)}: expected three, of prefix, suffix and middle")
+    asked = fill_in_the_middle(tokenizer, prompt, SUFFIX.value, order="psm", tokens=marks)
+    return np.array(asked.head, np.int32)
 
 
 def _extended(model: LanguageModel) -> tuple[LanguageModel, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from jaxlm.core.config import Spec, differences, require, slot, to_dict
 from jaxlm.core.errors import choose
 from jaxlm.core.params import flatten
 from jaxlm.core.params import initialize as initial_values
-from jaxlm.data.loader import Loader
-from jaxlm.data.pack import LAYOUTS, TokenStream, rows
+from jaxlm.data.fill_in_middle import ContextLevel, FillInMiddle
+from jaxlm.data.loader import Loader, Source
+from jaxlm.data.pack import LAYOUTS, Packed, TokenStream, rows
+from jaxlm.data.records import Document
 from jaxlm.data.text import Corpus, read
 from jaxlm.dist.processes import initialize
 from jaxlm.model import decoder
@@ -59,6 +62,8 @@ class Data(Spec):
       length: of the rows, in tokens.
       layout: ``"pack"`` documents end to end, or ``"pad"`` each in rows of its own.
       tokenizer: text to tokens.
+      fill_in_middle: documents to train on are rearranged, so that the model learns to write what stands between two
+        texts (`experiments.generate --suffix`); None for left to right alone. Evaluation is left to right.
     """
 
     source: str = "stdlib:"
@@ -69,10 +74,18 @@ class Data(Spec):
     length: int = 256
     layout: str = "pack"
     tokenizer: Any = slot("tokenizer", "byte")
+    fill_in_middle: FillInMiddle | None = None
 
     def check(self) -> None:
         choose("Data.layout", self.layout, LAYOUTS)
         require(self.length >= 2, f"Data.length: expected at least 2 tokens, got {self.length}")
+        if self.fill_in_middle is not None:
+            _ = [self.tokenizer.special(mark) for mark in self.fill_in_middle.marks]
+            require(
+                self.fill_in_middle.level == "document" or self.layout == "pack",
+                f"Data.fill_in_middle.level {self.fill_in_middle.level!r} is of packed rows; with layout "
+                f"{self.layout!r} use 'document'",
+            )
 
     def corpora(self) -> dict[str, Corpus]:
         """The documents to train on and to evaluate on. Raises `ConfigError` where there are none."""
@@ -81,6 +94,18 @@ class Data(Spec):
         if self.validation:
             return {"train": corpus, "validation": read(self.validation, **options)}
         return {name: corpus.part(name) for name in ("train", "validation")}
+
+    def rows(self, part: str, documents: Sequence[Document]) -> tuple[TokenStream, Source]:
+        """The tokens of a part, and its rows."""
+        how = self.fill_in_middle if part == "train" else None
+        if how is None:
+            stream = TokenStream.encode(documents, self.tokenizer)
+            return stream, rows(stream, self.length, self.layout)
+        if how.level == "document":
+            stream = how.encode(documents, self.tokenizer)
+            return stream, rows(stream, self.length, self.layout)
+        stream = TokenStream.encode(documents, self.tokenizer)
+        return stream, ContextLevel(Packed(stream, self.length), how, self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,21 +154,20 @@ def main(config: RunConfig, workdir: Path) -> None:
     initialize()
     config, entropies = _entropies(config)
     corpora = config.data.corpora()
-    streams = {name: TokenStream.encode(corpus.documents, config.data.tokenizer) for name, corpus in corpora.items()}
-    parts = {name: report.Part.of(corpora[name], streams[name]) for name in corpora}
+    made = {name: config.data.rows(name, corpus.documents) for name, corpus in corpora.items()}
+    parts = {name: report.Part.of(corpora[name], stream) for name, (stream, _) in made.items()}
     first = jax.process_index() == 0
     if first:
         print("\n".join(f"{name}: {part}" for name, part in parts.items()))
-    sources = {name: rows(stream, config.data.length, config.data.layout) for name, stream in streams.items()}
     size, seed = config.train.batch_size, config.train.seed
     model = LanguageModel(config.model)
     _fit(
         workdir,
         model,
         config.objective,
-        Loader(sources["train"], size, seed),
+        Loader(made["train"][1], size, seed),
         config.train,
-        evaluations={"validation": Loader(sources["validation"], size, shuffle=False, remainder="pad")},
+        evaluations={"validation": Loader(made["validation"][1], size, shuffle=False, remainder="pad")},
         study=type(config),
         run={**to_dict(config), "corpus": {name: dataclasses.asdict(part) for name, part in parts.items()}},
         params=_parameters(config, entropies),

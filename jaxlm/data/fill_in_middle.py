@@ -31,6 +31,7 @@ from jaxlm.data.records import Document
 from jaxlm.tokenize.base import BOS, EOS, FIM, PAD, Tokenizer
 
 ORDERS = ("psm", "spm", "spm_plain")
+LEVELS = ("document", "context")
 MARKS = FIM
 
 
@@ -62,6 +63,7 @@ class FillInMiddle(Spec):
       joined: the share of these that are written in the order ``spm``; the others in ``plain``.
       plain: ``"psm"`` or ``"spm_plain"``.
       marks: the tokenizer's special tokens for prefix, suffix and middle.
+      level: ``"document"`` before packing, or ``"context"`` within rows, which the paper found better.
     """
 
     paper: ClassVar[str] = "Bavarian et al. 2022, Efficient Training of Language Models to Fill in the Middle"
@@ -71,6 +73,7 @@ class FillInMiddle(Spec):
     joined: float = 0.5
     plain: str = "psm"
     marks: tuple[str, str, str] = MARKS
+    level: str = "document"
 
     def check(self) -> None:
         require(0 <= self.seed < 2**64, f"FillInMiddle.seed: allowed 0..2**64 - 1, got {self.seed}")
@@ -78,6 +81,7 @@ class FillInMiddle(Spec):
             value = getattr(self, name)
             require(0 <= value <= 1, f"FillInMiddle.{name}: expected a share in [0, 1], got {value}")
         choose("FillInMiddle.plain", self.plain, ("psm", "spm_plain"))
+        choose("FillInMiddle.level", self.level, LEVELS)
         require(len(set(self.marks)) == 3, f"FillInMiddle.marks: expected three different tokens, got {self.marks}")
 
     def cut(self, data: bytes, *index: int) -> tuple[tuple[bytes, bytes, bytes], str] | None:

@@ -132,6 +132,7 @@ def test_context_level_rows():
         (lambda: FillInMiddle(rate=1.5), r"FillInMiddle.rate: expected a share in \[0, 1\]"),
         (lambda: FillInMiddle(joined=-0.1), "FillInMiddle.joined"),
         (lambda: FillInMiddle(seed=-1), "FillInMiddle.seed"),
+        (lambda: FillInMiddle(level="row"), "unknown FillInMiddle.level 'row'"),
         (lambda: FillInMiddle(plain="spm"), "unknown FillInMiddle.plain 'spm'"),
         (lambda: FillInMiddle(marks=("a", "a", "b")), "three different tokens"),
         (lambda: arrange([[1], [2], [3]], "msp", (7, 8, 9)), "unknown order 'msp'"),

@@ -18,11 +18,14 @@ from experiments import train_lm
 from experiments.overrides import override
 from experiments.train_lm import Data, RunConfig
 from jaxlm.core.errors import ConfigError
+from jaxlm.data.fill_in_middle import FillInMiddle
 from jaxlm.data.text import read
 from jaxlm.mixer.attention import Attention
 from jaxlm.model.patcher.entropy import EntropyPatcher
 from jaxlm.model.spec import Block, Group, ModelSpec
 from jaxlm.position.rotary import Rotary
+from jaxlm.tokenize.base import BOS, EOS, FIM, PAD
+from jaxlm.tokenize.byte import ByteTokenizer
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.load import load_checkpoint
 from jaxlm.train.lora import Lora
@@ -108,6 +111,37 @@ def test_sampling_from_the_result(finished, monkeypatch):
     assert sampled(samples=1, seed=1) != one[:1]
     with pytest.raises(ConfigError, match="no such folder"):
         sampled(workdir=str(finished / "nowhere"))
+
+
+FIM_BYTES = ByteTokenizer(specials=(BOS, EOS, PAD, *FIM))
+
+
+@pytest.mark.parametrize("level", ["document", "context"])
+def test_filling_in_the_middle(corpus, tmp_path, monkeypatch, level):
+    """Rows to train on have marks and those to evaluate on none; a middle is sampled between its two texts."""
+    data = {"tokenizer": FIM_BYTES, "fill_in_middle": FillInMiddle(rate=0.9, level=level)}
+    model = dataclasses.replace(SMALL, vocab_size=FIM_BYTES.vocab_size)
+    config = config_of(corpus, model=model, data=data)
+    marks = [FIM_BYTES.special(mark) for mark in FIM]
+    for name, one in config.data.corpora().items():
+        _, found = config.data.rows(name, one.documents)
+        seen = np.concatenate([found[i]["tokens"] for i in range(len(found))])
+        assert np.isin(marks, seen).all() == (name == "train") and np.isin(marks, seen).any() == (name == "train")
+    train_lm.main(config, tmp_path / "run")
+    sampler.FLAGS(["test"])
+    for flag, value in {
+        "workdir": str(tmp_path / "run"),
+        "prompt": ["def f"],
+        "suffix": "x",
+        "max_new_tokens": 3,
+    }.items():
+        monkeypatch.setattr(sampler.FLAGS[flag], "value", value)
+    pieces: list[str] = []
+    (text,) = sampler.sample(pieces.append)
+    assert text.startswith("def f") and text.endswith("x") and "".join(pieces) == text
+    monkeypatch.setattr(sampler.FLAGS["fim_tokens"], "value", ["<a>", "<b>", "<c>"])
+    with pytest.raises(ConfigError, match="has no <a>; its special tokens"):
+        sampler.sample()
 
 
 def test_adapters_on_top_of_a_run(corpus, finished, tmp_path):
