@@ -162,9 +162,9 @@ def _ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     """A prompt's tokens; with --suffix, what asks for the middle between the two."""
     if SUFFIX.value is None:
         return tokenizer.encode(prompt, bos=tokenizer.adds_bos)
-    marks = tuple(FIM_TOKENS.value)
+    marks = FIM_TOKENS.value
     require(len(marks) == 3, f"--fim_tokens={','.join(marks)}: expected three, of prefix, suffix and middle")
-    asked = fill_in_the_middle(tokenizer, prompt, SUFFIX.value, order="psm", tokens=marks)
+    asked = fill_in_the_middle(tokenizer, prompt, SUFFIX.value, order="psm", tokens=(marks[0], marks[1], marks[2]))
     return np.array(asked.head, np.int32)
 
 

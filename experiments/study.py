@@ -142,6 +142,19 @@ class Report:
         self._progress.close()
 
 
+class Silent:
+    """A report that does not count steps: those that arms share are not among an arm's."""
+
+    def __init__(self, report: Report):
+        self._report = report
+
+    def steps(self, steps: int, metrics: Any) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
+        self._report.note(line)
+
+
 def run(
     jobs: Sequence[J],
     work: Callable[[J, Report], None],

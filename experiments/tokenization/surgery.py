@@ -173,7 +173,7 @@ class _Made:
     def base(self, small: SmallModel, seed: int, progress: frame.Report) -> Params:
         with self._lock:
             if seed not in self._base:
-                self._base[seed] = self.trained(small, self.source, seed, _Silent(progress))
+                self._base[seed] = self.trained(small, self.source, seed, frame.Silent(progress))
             return self._base[seed]
 
     def trained(self, small: SmallModel, tokenizer: Tokenizer, seed: int, progress: Any) -> Params:
@@ -181,19 +181,6 @@ class _Made:
         stream = stream_of(tokenizer, self.code.train_texts)
         length = small.row_tokens(stream, self.code.train.num_bytes)
         return Training(small, tokenizer.vocab_size, of_text(small, stream, length), progress)(seed)[0]
-
-
-class _Silent:
-    """A report that does not count steps: those that arms share are not among an arm's."""
-
-    def __init__(self, report: frame.Report):
-        self._report = report
-
-    def steps(self, steps: int, metrics: Any) -> None:
-        """Nothing."""
-
-    def note(self, line: str) -> None:
-        self._report.note(line)
 
 
 @functools.cache

@@ -85,10 +85,30 @@ class Transfer(Spec):
     ) -> Tables:
         """Embeddings of ``target``'s tokens, float32, as `EmbeddingHypernetwork.predict` gives them.
 
+        Args: of `train`, and ``target``, the new tokenizer; nothing is trained with it.
+
+        Raises `ConfigError` for texts with nothing in them.
+        """
+        trained = self.train(spec, params, source, texts, seed=seed, report=report)
+        spelt = spelling(source, target, max_pieces=self.network.max_pieces)
+        model = TransferModel(spec, self.network)
+        return jax.jit(model.predict)({"base": params, "hypernetwork": trained}, spelt)
+
+    def train(
+        self,
+        spec: ModelSpec,
+        params: Params,
+        source: Tokenizer,
+        texts: Sequence[bytes],
+        *,
+        seed: int = 0,
+        report: Callable[[int, Any], None] | None = None,
+    ) -> Params:
+        """The network's parameters.
+
         Args:
           spec, params: the model, which stays as it is.
           source: its tokenizer.
-          target: the new one; nothing is trained with it.
           texts: to train on.
           seed: of initial values, texts and drawn tokenizers.
           report: told after each step that one more is done, and its metrics.
@@ -110,8 +130,7 @@ class Transfer(Spec):
             state, metrics = step(state, params, batch)
             if report is not None:
                 report(1, {**metrics, "tokens": batch["weights"].sum()})
-        spelt = spelling(source, target, max_pieces=pieces)
-        return jax.jit(model.predict)({"base": params, "hypernetwork": state.params}, spelt)
+        return state.params
 
 
 def put_rows(params: Params, tables: Tables, ids: NDArray) -> dict[str, Any]:
