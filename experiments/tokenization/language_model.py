@@ -100,7 +100,7 @@ class Training:
         small: SmallModel,
         vocab_size: int,
         batches: Callable[[int], Batches],
-        progress: study.Report,
+        progress: study.Report | study.Silent,
         objective: Any = NEXT_TOKEN,
     ):
         self.small, self._batches, self._report = small, batches, progress

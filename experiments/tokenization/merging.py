@@ -1,9 +1,10 @@
-"""Merges of a batch on a trained model: how much shorter a text gets, and what the longer tokens cost (Feher et al. 2024).
+"""Merges of a batch on a trained model: how much shorter is a text, and what do longer tokens cost? (Feher et al. 2024)
 
 A model of prose reads held-out batches in which the most frequent pairs of tokens of a word have become one token each,
 from none of the merges that a batch has to all of them. The embeddings of merged tokens are the mean of their pieces',
 or what a hypernetwork predicts that was trained for the model as for an exchange of tokenizers; nothing is trained on
-the merges. Read in bits per byte, the loss being over the vocabulary and the merged tokens together.
+the merges. Read in bits per byte, the loss being over the vocabulary and the merged tokens together. Which merges a
+batch has is told for nothing, so the bits are too few by what a list of them would take.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Merging(Study):
         at = enough[0]
         network, mean = (found.of("", label, BITS, at) for label in (NETWORK, MEAN))
         rise = between(network, found.of("", NETWORK, BITS, 0), lambda new, old: new / old - 1)
-        yield Line(f"{at} % of merges, 15 % shorter or more: hypernetwork's rise of bits per byte", 0.03, False, rise)
+        yield Line(f"15 % shorter, at {at} % of merges: hypernetwork's rise of bits", 0.03, False, rise)
         if worse := between(mean, network):
             yield Line("  mean of pieces over the hypernetwork, bits per byte", 0.0, True, worse)
 
