@@ -60,7 +60,8 @@ def test_marks_are_refreshed(tmp_path):
     )
     text = results_page.refreshed(page, tmp_path)
     assert text.startswith(
-        "a\n<!-- found: results/one -->\n*Claim:* a claim.\n\n```\nline  limit\nfirst 3\n```\n\n![one](../results/one/one.png)"
+        "a\n<!-- found: results/one -->\n*Claim:* a claim.\n\n```\nline  limit\nfirst 3\n```\n\n"
+        "![one](../results/one/one.png)"
     )
     assert "`python -m one`, commit 0123456 and 9876543, 2 cores (CPU), jax 2; all values in [`table.txt`]" in text
     assert "old" not in text and text.count("first 3") == 2
