@@ -25,12 +25,12 @@ from experiments.panels import Panels
 from experiments.tokenization.frame import Arm, Found, Results, Run, Study
 from experiments.tokenization.language_model import SmallModel, Training, of_text
 from experiments.tokenization.texts import Texts, make, stream_of
+from experiments.tokenization.transfer import report_to, transfer_of
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.interop.dynamic import Predict, dynamic_batch, dynamic_score, mean_of_pieces, predicted
 from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.train.tokenizer_transfer import Transfer
 
 MEAN, NETWORK = "mean_of_pieces", "hypernetwork"
 BITS, SAVED = "bits per byte", "share of tokens saved"
@@ -104,16 +104,9 @@ class Merging(Study):
         return run
 
     def _network(self, made: _Made, model: LanguageModel, params: Params, seed: int, progress: frame.Report) -> Predict:
-        transfer = Transfer(
-            network=self.network,
-            steps=self.network_steps,
-            batch_size=self.model.batch_size,
-            text_bytes=self.model.row_bytes,
-            drawn=self.drawn,
-            fresh_every=self.fresh_every,
+        trained = transfer_of(self).train(
+            model.spec, params, made.tokenizer, made.texts.train_texts, seed=seed, report=report_to(progress)
         )
-        told = lambda steps, metrics: progress.steps(steps, {name: metrics[name][None] for name in ("tokens", "loss")})
-        trained = transfer.train(model.spec, params, made.tokenizer, made.texts.train_texts, seed=seed, report=told)
         return predicted(self.network, trained)
 
     def lines(self, found: Results) -> Iterator[Line]:

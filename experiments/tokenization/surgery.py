@@ -23,6 +23,7 @@ from experiments.panels import Panels
 from experiments.tokenization.frame import Arm, Found, Results, Run, Study
 from experiments.tokenization.language_model import SmallModel, Training, bits_per_byte, of_text
 from experiments.tokenization.texts import Texts, make, stream_of
+from experiments.tokenization.transfer import report_to, transfer_of
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.interop.vocabulary import swap_vocabulary
@@ -31,7 +32,6 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.spec import ModelSpec
 from jaxlm.tokenize.base import Tokenizer
 from jaxlm.tokenize.k_tokeniser import KTokeniser
-from jaxlm.train.tokenizer_transfer import Transfer
 
 NETWORK, WHOLE, BITS = "hypernetwork", "trained with it", "bits per byte"
 INITS = ("normal", "random", "covariance", "mean", "mean_of_pieces", "k_tokeniser", "focus", "wechsel", "ofa")
@@ -115,17 +115,10 @@ class Surgery(Study):
 
     def _predicted(self, made: _Made, spec: ModelSpec, params: Params, seed: int, progress: frame.Report) -> Params:
         """The model with the embeddings that a network, trained for it on code alone, predicts."""
-        transfer = Transfer(
-            network=self.network,
-            steps=self.network_steps,
-            batch_size=self.model.batch_size,
-            text_bytes=self.model.row_bytes,
-            drawn=self.drawn,
-            fresh_every=self.fresh_every,
-        )
-        told = lambda steps, metrics: progress.steps(steps, {name: metrics[name][None] for name in ("tokens", "loss")})
         target = made.target(NETWORK)
-        tables = transfer(spec, params, made.source, target, made.code.train_texts, seed=seed, report=told)
+        tables = transfer_of(self)(
+            spec, params, made.source, target, made.code.train_texts, seed=seed, report=report_to(progress)
+        )
         kept = {name: value for name, value in tables.items() if name in ("table", "kernel")}
         made_whole = TransferModel(spec, self.network).with_tables({"base": params}, kept)
         return {name: value for name, value in made_whole.items() if value}  # a tied model has no head
