@@ -1,5 +1,6 @@
 """Tokenization: Markov sources, digits, counting, cuts, mixtures behind merges, vocabulary sizes, segmentations,
-hidden texts, exchanged tokenizers. A preset is a study and a size: `smoke`, `study` or `accelerator`.
+hidden texts, exchanged tokenizers, merges of a batch. A preset is a study and a size: `smoke`, `study` or
+`accelerator`.
 
     python -m experiments.tokenization --config=configs/tokenization.py:markov_study --workdir=runs/tokenization/markov
 
@@ -10,8 +11,8 @@ digits: longer answers right .2 more often with groups from the right than from 
 errors on them in the second group.
 counting: letters with a tally >= .99; BPE .15 lower at equal steps.
 cuts: naive > healing > covers in bits; with the counts covers 2 below naive and .5 below healing.
-mixture: log10 MSE <= -3.5 with 300 merges (mean of seeds), 1.5 below equal shares, within 120 processor seconds; <= -6
-from the training text itself.
+mixture: log10 MSE <= -3.5 with 300 merges (mean of seeds), 1.5 below equal shares, within 120 processor seconds (1000
+merges within 60); <= -6 from the training text itself.
 vocabulary: exponents within .03 from noisy points; the best vocabulary does not shrink from width to width, and grows.
 segmentation: SuperBPE saves >= 3 % of BPE's tokens; PathPiece has no more tokens than BPE; BPE-dropout loses less on
 typos.

@@ -98,14 +98,11 @@ class Data(Spec):
     def rows(self, part: str, documents: Sequence[Document]) -> tuple[TokenStream, Source]:
         """The tokens of a part, and its rows."""
         how = self.fill_in_middle if part == "train" else None
-        if how is None:
+        if how is not None and how.level == "context":
             stream = TokenStream.encode(documents, self.tokenizer)
-            return stream, rows(stream, self.length, self.layout)
-        if how.level == "document":
-            stream = how.encode(documents, self.tokenizer)
-            return stream, rows(stream, self.length, self.layout)
-        stream = TokenStream.encode(documents, self.tokenizer)
-        return stream, ContextLevel(Packed(stream, self.length), how, self.tokenizer)
+            return stream, ContextLevel(Packed(stream, self.length), how, self.tokenizer)
+        stream = (how or TokenStream).encode(documents, self.tokenizer)
+        return stream, rows(stream, self.length, self.layout)
 
 
 @dataclasses.dataclass(frozen=True)

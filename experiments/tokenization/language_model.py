@@ -7,6 +7,7 @@ longer tokens mean shorter rows, and one with a larger vocabulary is neither sho
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -124,6 +125,19 @@ class Training:
             step = self.small.steps * reading // number
             params, state = self(seed, step, state)
             yield step, params
+
+
+class OfSeed:
+    """What the arms of a study share of a seed, made once; others wait for it."""
+
+    def __init__(self, make: Callable[[int, study.Silent], Any]):
+        self._make, self._lock, self._made = make, threading.Lock(), {}
+
+    def __call__(self, seed: int, progress: study.Report) -> Any:
+        with self._lock:
+            if seed not in self._made:
+                self._made[seed] = self._make(seed, study.Silent(progress))
+            return self._made[seed]
 
 
 def of_text(small: SmallModel, stream: TokenStream, length: int) -> Callable[[int], Batches]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -22,14 +21,13 @@ from experiments import panels
 from experiments import study as frame
 from experiments.claims import Line, between
 from experiments.panels import Panels
-from experiments.tokenization.frame import Arm, Found, Results, Run, Study
-from experiments.tokenization.language_model import SmallModel, Training, of_text
+from experiments.tokenization.frame import Arm, Found, Results, Run
+from experiments.tokenization.language_model import OfSeed, Training, of_text
 from experiments.tokenization.texts import Texts, make, stream_of
-from experiments.tokenization.transfer import report_to, transfer_of
+from experiments.tokenization.transfer import TransferStudy, report_to
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.interop.dynamic import Predict, dynamic_batch, dynamic_score, mean_of_pieces, predicted
-from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork
 from jaxlm.model.language_model import LanguageModel
 
 MEAN, NETWORK = "mean_of_pieces", "hypernetwork"
@@ -38,19 +36,13 @@ ALL = 1 << 30  # merges: as many as there are
 
 
 @dataclasses.dataclass(frozen=True)
-class Merging(Study):
+class Merging(TransferStudy):
     """The study of merges of a batch.
 
     Attributes:
       vocab_size: of the tokenizer.
       percent: of a batch's merges that are made.
       batch_texts, text_bytes: of a batch, whose merges are its own.
-      model: the transformer.
-      network: that predicts embeddings.
-      network_steps: of its training, each on texts under a tokenizer drawn at random.
-      fresh_every: steps for which a drawn tokenizer is kept.
-      drawn: least and most ids of a drawn tokenizer.
-      train_bytes, test_bytes: of text.
     """
 
     name: ClassVar[str] = "merging"
@@ -64,20 +56,10 @@ class Merging(Study):
     percent: tuple[int, ...] = (0, 10, 25, 50, 75, 100)
     batch_texts: int = 48
     text_bytes: int = 256
-    model: SmallModel = SmallModel()
-    network: EmbeddingHypernetwork = EmbeddingHypernetwork()
-    network_steps: int = 600
-    fresh_every: int = 5
-    drawn: tuple[int, int] = (512, 4096)
-    train_bytes: int = 3_000_000
-    test_bytes: int = 50_000
 
     def check(self) -> None:
         super().check()
-        require(
-            min(self.batch_texts, self.text_bytes, self.network_steps, self.fresh_every) > 0,
-            "Merging: sizes and steps must be positive",
-        )
+        require(min(self.batch_texts, self.text_bytes) > 0, "Merging: batch_texts and text_bytes must be positive")
         good = 0 in self.percent and all(0 <= p <= 100 for p in self.percent)
         require(good, f"Merging.percent: expected 0 and others up to 100, got {self.percent}")
 
@@ -88,8 +70,8 @@ class Merging(Study):
         made = _made(self)
 
         def run(seed: int) -> Iterator[Found]:
-            model, params = made.trained(seed, progress)
-            predict = mean_of_pieces if arm.label == MEAN else self._network(made, model, params, seed, progress)
+            model, params = made.model, made.params(seed, progress)
+            predict = mean_of_pieces if arm.label == MEAN else self._network(made, params, seed, progress)
             for percent in self.percent:
                 nats, size, after, before = 0.0, 0, 0, 0
                 for texts, merges in made.batches:
@@ -103,9 +85,9 @@ class Merging(Study):
 
         return run
 
-    def _network(self, made: _Made, model: LanguageModel, params: Params, seed: int, progress: frame.Report) -> Predict:
-        trained = transfer_of(self).train(
-            model.spec, params, made.tokenizer, made.texts.train_texts, seed=seed, report=report_to(progress)
+    def _network(self, made: _Made, params: Params, seed: int, progress: frame.Report) -> Predict:
+        trained = self.transfer.train(
+            made.model.spec, params, made.tokenizer, made.texts.train_texts, seed=seed, report=report_to(progress)
         )
         return predicted(self.network, trained)
 
@@ -143,19 +125,10 @@ class _Made:
         pieces = [text[i : i + size] for text in self.texts.test_texts for i in range(0, len(text), size)]
         batches = [pieces[i : i + study.batch_texts] for i in range(0, len(pieces), study.batch_texts)]
         self.batches = [(texts, len(dynamic_batch(self.tokenizer, texts, ALL).merges)) for texts in batches]
-        self._study, self._lock, self._models = study, threading.Lock(), {}
-
-    def trained(self, seed: int, progress: frame.Report) -> tuple[LanguageModel, Params]:
-        small = self._study.model
-        with self._lock:
-            if seed not in self._models:
-                stream = stream_of(self.tokenizer, self.texts.train_texts)
-                length = small.row_tokens(stream, self.texts.train.num_bytes)
-                training = Training(
-                    small, self.tokenizer.vocab_size, of_text(small, stream, length), frame.Silent(progress)
-                )
-                self._models[seed] = training(seed)[0]
-            return LanguageModel(small.spec(self.tokenizer.vocab_size)), self._models[seed]
+        self.model = LanguageModel(study.model.spec(self.tokenizer.vocab_size))
+        stream = stream_of(self.tokenizer, self.texts.train_texts)
+        rows = of_text(study.model, stream, study.model.row_tokens(stream, self.texts.train.num_bytes))
+        self.params = OfSeed(lambda seed, told: Training(study.model, self.tokenizer.vocab_size, rows, told)(seed)[0])
 
 
 @functools.cache

@@ -12,22 +12,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from experiments import panels
 from experiments import study as frame
 from experiments.claims import Line, between
 from experiments.panels import Panels
-from experiments.tokenization.frame import Arm, Found, Results, Run, Study
-from experiments.tokenization.language_model import SmallModel, Training, bits_per_byte, of_text
+from experiments.tokenization.frame import Arm, Found, Results, Run
+from experiments.tokenization.language_model import OfSeed, SmallModel, Training, bits_per_byte, of_text
 from experiments.tokenization.texts import Texts, make, stream_of
-from experiments.tokenization.transfer import report_to, transfer_of
+from experiments.tokenization.transfer import TransferStudy, report_to
 from jaxlm.core.config import require
 from jaxlm.core.types import Params
 from jaxlm.interop.vocabulary import swap_vocabulary
-from jaxlm.model.embedding_hypernetwork import EmbeddingHypernetwork, TransferModel
+from jaxlm.model.embedding_hypernetwork import TransferModel
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.spec import ModelSpec
 from jaxlm.tokenize.base import Tokenizer
@@ -39,19 +38,14 @@ ORDER = ("normal", "random", "mean_of_pieces", "focus")  # each asked to be no w
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery(Study):
+class Surgery(TransferStudy):
     """The study of exchanged tokenizers.
 
     Attributes:
       old, new: sizes of the vocabularies.
-      model: the transformer and its training on code.
       tuned: steps of continued training on prose.
       tuning_rate: its highest learning rate.
-      network: that predicts embeddings.
-      network_steps: of its training, each on texts under a tokenizer drawn at random.
-      fresh_every: steps for which a drawn tokenizer is kept.
-      drawn: least and most ids of a drawn tokenizer.
-      train_bytes, test_bytes: of either text.
+    The model is trained on code, and the bytes are of either text.
     """
 
     name: ClassVar[str] = "surgery"
@@ -63,22 +57,12 @@ class Surgery(Study):
 
     old: int = 1024
     new: int = 2048
-    model: SmallModel = SmallModel()
     tuned: int = 100
     tuning_rate: float = 1e-3
-    network: EmbeddingHypernetwork = EmbeddingHypernetwork()
-    network_steps: int = 600
-    fresh_every: int = 5
-    drawn: tuple[int, int] = (512, 4096)
-    train_bytes: int = 3_000_000
-    test_bytes: int = 50_000
 
     def check(self) -> None:
         super().check()
-        require(min(self.tuned, self.network_steps, self.fresh_every) > 0, "Surgery: steps must be positive")
-        require(
-            300 <= self.drawn[0] <= self.drawn[1], f"Surgery.drawn: expected 300 <= least <= most, got {self.drawn}"
-        )
+        require(self.tuned > 0, f"Surgery.tuned: expected a positive number, got {self.tuned}")
 
     def arms(self) -> Sequence[Arm]:
         steps = {NETWORK: self.network_steps + self.tuned, WHOLE: self.model.steps + self.tuned}
@@ -106,7 +90,7 @@ class Surgery(Study):
         target = made.target(label)
         if label == WHOLE:
             return made.trained(self.model, target, seed, progress)
-        spec, params = self.model.spec(made.source.vocab_size), made.base(self.model, seed, progress)
+        spec, params = self.model.spec(made.source.vocab_size), made.base(seed, progress)
         if label == NETWORK:
             return self._predicted(made, spec, params, seed, progress)
         texts = made.prose.train_texts if label in ("focus", "wechsel", "ofa") else ()
@@ -116,7 +100,7 @@ class Surgery(Study):
     def _predicted(self, made: _Made, spec: ModelSpec, params: Params, seed: int, progress: frame.Report) -> Params:
         """The model with the embeddings that a network, trained for it on code alone, predicts."""
         target = made.target(NETWORK)
-        tables = transfer_of(self)(
+        tables = self.transfer(
             spec, params, made.source, target, made.code.train_texts, seed=seed, report=report_to(progress)
         )
         kept = {name: value for name, value in tables.items() if name in ("table", "kernel")}
@@ -153,7 +137,7 @@ class _Made:
         self.source = make("bpe", self.code.train_texts, study.old)
         self._target = make("bpe", self.prose.train_texts, study.new)
         self._size = study.new
-        self._lock, self._base = threading.Lock(), {}
+        self.base = OfSeed(lambda seed, progress: self.trained(study.model, self.source, seed, progress))
 
     def target(self, label: str) -> Tokenizer:
         """The new tokenizer of an arm, of as many ids in all."""
@@ -163,13 +147,9 @@ class _Made:
     def _typed(self) -> Tokenizer:
         return KTokeniser.train(self.prose.train_texts, self._size, base=self.source)
 
-    def base(self, small: SmallModel, seed: int, progress: frame.Report) -> Params:
-        with self._lock:
-            if seed not in self._base:
-                self._base[seed] = self.trained(small, self.source, seed, frame.Silent(progress))
-            return self._base[seed]
-
-    def trained(self, small: SmallModel, tokenizer: Tokenizer, seed: int, progress: Any) -> Params:
+    def trained(
+        self, small: SmallModel, tokenizer: Tokenizer, seed: int, progress: frame.Report | frame.Silent
+    ) -> Params:
         """A model's parameters after training on code."""
         stream = stream_of(tokenizer, self.code.train_texts)
         length = small.row_tokens(stream, self.code.train.num_bytes)

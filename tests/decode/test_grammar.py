@@ -306,6 +306,7 @@ S = {"S": [["a", "S"], ["b"]]}
         (lambda: regex("a)"), "unexpected"),
         (lambda: regex("(" * 3000 + "a" + ")" * 3000), "more than 100 groups inside each other at character 101"),
         (lambda: regex("a" + "?" * 3000), "more than 100 repetitions of one thing"),
+        (lambda: Grammar.from_text("S ::= 'a'" + "?" * 3000), "line 1: more than 100 repetitions of one thing"),
         (lambda: Grammar.from_text("S ::= " + "(" * 3000 + "'a'" + ")" * 3000), "line 1: more than 100 groups"),
         (lambda: regex("*a"), "nothing to repeat"),
         (lambda: regex("^a"), "no anchors"),

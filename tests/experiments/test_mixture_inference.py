@@ -70,7 +70,7 @@ def test_options(place, capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert "from 17 merges" in out and "not asked for" in out
+    assert "from 17 merges" in out and "not asked for" in out and "(--noranges)" in out
     config = json.loads((place / "out" / "config.json").read_text())
     assert config["split"] == ["gpt2"] and set(config["sample_bytes"].values()) == {5000}
     assert sum(row["pairs"] for row in rows(place).values()) == pytest.approx(1, abs=1e-3)

@@ -87,12 +87,20 @@ def test_a_network_that_predicts_embeddings(folder, tmp_path, capsys):
     assert (apart > 1e-3).all() and apart.max() < 10 * np.abs(means).max()
 
 
-def test_a_tokenizer_of_ours_and_extension(folder, tmp_path):
+def test_tokens_that_nothing_makes_are_named(folder, tmp_path, capsys):
+    merges = ((97, 98), (98, 99), (97, 257))  # a + bc is never made: ab comes first
+    BpeTokenizer(merges, specials=()).save(tmp_path / "odd.json")
+    assert swap(f"--checkpoint={folder}/llama", f"--tokenizer={tmp_path}/odd.json", f"--out={tmp_path}/out") == 0
+    assert "note: 1 tokens that encoding never makes: b'abc'" in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_ours_and_extension(folder, tmp_path, capsys):
     """First ours in place of the checkpoint's; then a larger one behind it, which keeps every row."""
     one, two = tmp_path / "one", tmp_path / "two"
     BpeTokenizer(merges=LARGER.merges[:30], specials=()).save(tmp_path / "small.json")
     LARGER.save(tmp_path / "large.json")
     assert swap(f"--checkpoint={folder}/llama", f"--tokenizer={tmp_path}/small.json", f"--out={one}") == 0
+    assert "note:" not in capsys.readouterr().out
     arguments = [f"--checkpoint={one}", f"--tokenizer={tmp_path}/large.json", f"--out={two}", "--extend"]
     assert swap(*arguments, "--init=covariance", '--init_args={"scale": 0.25}', "--pad_to_multiple=64") == 0
     (small, before), (large, after) = jaxlm.load_hf(one), jaxlm.load_hf(two)

@@ -48,10 +48,17 @@ def test_files_and_numbers(tmp_path, texts, capsys):
     assert kinds["byte", "class", "alphabetic"] == 52 and kinds["mine", "script", "CYRILLIC"] > 0
     parity = {(r.tokenizer, r.category): r.ratio for r in study.read(out, Parity, file="parity.csv")}
     assert parity["byte", "en"] == 1 and parity["mine", "ru"] > 0
+    assert "never used" not in (out / "table.txt").read_text()
     config = json.loads((out / "config.json").read_text())
     assert config["tokenizers"]["mine"]["digest"] == digest(tokenizer) and config["texts"]["en"]["texts"] == 1
     assert all((out / f"{name}.png").stat().st_size for name in ("classes", "scripts", "fertility", "renyi"))
     assert (out / "table.txt").read_text().strip() in capsys.readouterr().out
+
+
+def test_tokens_that_nothing_makes_are_named(tmp_path, texts):
+    BpeTokenizer(((97, 98), (98, 99), (97, 257))).save(tmp_path / "odd.json")
+    assert run(tmp_path, f"--tokenizers=byte,odd={tmp_path}/odd.json", f"--texts={texts}") == 0
+    assert "never used:\n  odd: 1 tokens that encoding never makes: b'abc'" in (tmp_path / "out/table.txt").read_text()
 
 
 def test_every_kind_of_source(tmp_path, texts, monkeypatch):

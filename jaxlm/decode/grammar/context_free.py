@@ -221,9 +221,11 @@ class _Reader:
             self._depth -= 1
         else:
             part = Name(value) if isinstance(value, str) else value
+        count = 0
         while (token := self._peek())[0] == "sign" and str(token[1])[0] in "*+?{":
             times = regex.Reader(str(token[1]))
-            part = Repeat(part, *_within(line, times.times))
+            part, count = Repeat(part, *_within(line, times.times)), count + 1
+            require(count <= regex.DEEPEST, f"grammar, line {line}: more than {regex.DEEPEST} repetitions of one thing")
             self._at += 1
         return part
 

@@ -20,7 +20,7 @@ class Normal(EmbeddingInit):
     """Attributes:
     deviation: standard deviation."""
 
-    paper: ClassVar[str] = "Radford et al. 2019, Language models are unsupervised multitask learners (N(0, 0.02^2))"
+    paper: ClassVar[str] = "Radford et al. 2018, Improving Language Understanding by Generative Pre-Training"
 
     deviation: float = 0.02
 
